@@ -1,0 +1,44 @@
+# `make` lists the targets. Everything runs from .venv, which `make install` fills; only that step uses the network.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check fix bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: .venv/.installed ## make .venv and install the checkout with the pinned versions
+
+# torch goes first and alone: where an index offers a CPU build of the pinned version, pip takes it, and nothing below replaces it
+.venv/.installed: pyproject.toml constraints.txt
+	@echo "installing into .venv (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) install --constraint constraints.txt torch==2.13.0
+	@$(PIP) install --constraint constraints.txt --editable '.[cpu,train,wandb,dev]'
+	@touch $@
+
+demo: install ## the whole of influcoder on a small invented world, offline, in minutes
+	@$(OFFLINE) $(BIN)/python -m examples.demo
+
+test: check ## linters, types, import arrows, then every test
+	$(OFFLINE) $(BIN)/python -m pytest
+
+check: install ## linters, types and import arrows
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: install ## mend what the linters can mend, and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: install ## the real run: instruction data with planted poison, a 6M decoder, MiniLM
+	@$(OFFLINE) $(BIN)/python -m benchmarks.real_run
+
+clean: ## remove caches and builds; runs/ and .venv stay
+	rm -rf build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,147 @@
+"""Opens the two runs that are judged and refuses runs that do not belong together.
+
+A student belongs to a teacher when both name the same rows, decoder, method and target seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from influcoder.errors import RunError
+from influcoder.examples import Example, fingerprint, load_examples
+from influcoder.features import Features, load_features
+from influcoder.influence.decoder import DecoderConfig
+from influcoder.runs import open_run
+from influcoder.text_format import TextFormat, load_text_format
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRun:
+    """A teacher run, its features not yet loaded."""
+
+    folder: Path
+    record: dict[str, Any]
+    """run.json"""
+    text_format: TextFormat
+    rows: list[Example]
+    queries: list[Example]
+    """task queries; empty when the teacher was given none"""
+
+    def features(self, seed: int, side: str) -> Features:
+        """Load the features of `side` (rows or queries).
+
+        Raises:
+            RunError: when they are corrupt or belong to other rows.
+        """
+        folder = self.folder / "features" / f"seed-{seed}" / side
+        features = load_features(folder)
+        expected = fingerprint(self.rows if side == "rows" else self.queries)
+        if features.manifest.rows_fingerprint != expected:
+            raise RunError(
+                f"{folder}: features of rows {features.manifest.rows_fingerprint}, expected {expected} as in {self.folder / side}.parquet; "
+                "run the teacher again"
+            )
+        return features
+
+    def decoder_config(self, device: str) -> DecoderConfig:
+        """Return how to load the decoder whose gradients were taken: from inside the run, or by hub id or folder."""
+        inside = self.folder / self.record["decoder_path"]
+        return DecoderConfig(
+            path=str(inside) if inside.is_dir() else self.record["decoder_path"],
+            adapter=self.record.get("decoder_adapter"),
+            dtype=self.record.get("decoder_dtype", "float32"),
+            device=device,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentRun:
+    """A student run, its encoder not yet loaded."""
+
+    folder: Path
+    record: dict[str, Any]
+    """run.json"""
+    parts: NDArray[np.str_]
+    """train, validation or test, by row of the teacher's pool"""
+
+
+def load_teacher(folder: Path) -> TeacherRun:
+    """Open a teacher run.
+
+    Raises:
+        RunError: when it is missing, unfinished, or its rows are not the ones that it recorded.
+    """
+    record = open_run(folder, "teacher")
+    rows = load_examples(folder / "rows.parquet")
+    if fingerprint(rows) != record["rows_fingerprint"]:
+        raise RunError(
+            f"{folder / 'rows.parquet'}: rows {fingerprint(rows)}, expected {record['rows_fingerprint']} as in run.json; "
+            "run the teacher again"
+        )
+    queries = folder / "queries.parquet"
+    return TeacherRun(
+        folder=folder,
+        record=record,
+        text_format=load_text_format(folder),
+        rows=rows,
+        queries=load_examples(queries) if queries.exists() else [],
+    )
+
+
+def load_student(folder: Path, teacher: TeacherRun) -> StudentRun:
+    """Open a student run that was distilled from `teacher`.
+
+    Raises:
+        RunError: when it is missing, unfinished, or belongs to other rows, another teacher or another text format.
+    """
+    record = open_run(folder, "student")
+    expected = {
+        "rows_fingerprint": teacher.record["rows_fingerprint"],
+        "decoder_fingerprint": teacher.record["decoder_fingerprint"],
+        "teacher_method": teacher.record["method"],
+        "teacher_seed": teacher.record["seeds"][0],
+    }
+    for name, theirs in expected.items():
+        if record.get(name) != theirs:
+            raise RunError(
+                f"{folder}: {name} is {record.get(name)!r}, but {teacher.folder} has {theirs!r}; expected a student of that teacher; "
+                "give both runs of one pipeline, or run the student again"
+            )
+    text_format = load_text_format(folder / "encoder")
+    if text_format != teacher.text_format:
+        raise RunError(f"{folder / 'encoder'}: {text_format}, but {teacher.folder} has {teacher.text_format}; run the student again")
+    return StudentRun(folder=folder, record=record, parts=_load_parts(folder / "split.parquet", teacher))
+
+
+def check_same_split(first: StudentRun, second: StudentRun) -> None:
+    """Refuse two students that were not distilled on the same rows: one may have seen what the other is judged on.
+
+    Raises:
+        RunError: naming both runs and the number of rows that differ.
+    """
+    differing = int((first.parts != second.parts).sum())
+    if differing:
+        raise RunError(
+            f"{second.folder}: {differing} of {len(second.parts)} rows stand on another side of the split than in {first.folder}; "
+            "expected the same split; train both students with the same split settings"
+        )
+
+
+def _load_parts(path: Path, teacher: TeacherRun) -> NDArray[np.str_]:
+    try:
+        table = pq.read_table(path, columns=["id", "part"]).to_pydict()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunError(f"{path}: cannot be read ({error}); expected columns id and part; run the student again") from error
+    if table["id"] != [row.id for row in teacher.rows]:
+        raise RunError(
+            f"{path}: {len(table['id'])} ids that are not, in order, the {len(teacher.rows)} of {teacher.folder / 'rows.parquet'}; "
+            "run the student again"
+        )
+    return np.array(table["part"], dtype=np.str_)

@@ -1,0 +1,255 @@
+"""The decoder whose gradients are the teacher: a Hugging Face causal LM by hub id or folder, or a fresh small one.
+
+Rows become tokens here: chat template, then the response, and a mask so that the loss is on the response alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from influcoder.errors import ConfigError, DataError
+from influcoder.examples import Example
+
+FRESH_CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}<assistant>{{ m['content'] }}<eos>"
+    "{% else %}<user>{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreshDecoder:
+    """A small Llama with random weights and a byte-level BPE tokenizer trained on the pool. It must be fine-tuned."""
+
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    intermediate_size: int = 344
+    vocab_size: int = 2048
+    """pieces of the tokenizer, at most"""
+    max_tokens: int = 256
+    """context length"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Which decoder. Give `path` or `fresh`."""
+
+    path: str | None = None
+    """hub id or folder of a causal LM"""
+    fresh: FreshDecoder | None = None
+    """a new small model instead"""
+    adapter: str | None = None
+    """hub id or folder of a PEFT LoRA adapter on it: then its A and B are the gradient space"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """weights' type; per-row gradients are summed in float32 either way"""
+    device: str = "auto"
+    """auto takes a GPU when there is one"""
+    trust_remote_code: bool = False
+    """run code that the hub repository brings; only for sources that you trust"""
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.fresh is None):
+            raise ConfigError("decoder: give exactly one of `path` and `fresh`")
+        if self.fresh is not None and self.adapter is not None:
+            raise ConfigError("decoder: an adapter belongs to the `path` it was trained on, not to a fresh decoder")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A loaded decoder."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs go."""
+        return self.model.device
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedRow:
+    """One row as the decoder reads it."""
+
+    input_ids: tuple[int, ...]
+    response_start: int
+    """position of the first token of the response; the loss is on it and all after it"""
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the named device; `auto` is a GPU when there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def load_decoder(config: DecoderConfig, examples: Sequence[Example], seed: int) -> Decoder:
+    """Load a decoder, or make a fresh one whose tokenizer is trained on `examples`.
+
+    Raises:
+        ConfigError: when the path cannot be loaded as a causal LM.
+    """
+    if config.fresh is not None:
+        decoder = make_fresh_decoder(config.fresh, examples, seed)
+        decoder.model.to(getattr(torch, config.dtype))
+    else:
+        assert config.path is not None  # DecoderConfig.__post_init__
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                config.path, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code
+            )
+            if config.adapter is not None:
+                from peft import PeftModel
+
+                # it wraps the model and hands on what it does not have itself
+                model = cast(PreTrainedModel, PeftModel.from_pretrained(model, config.adapter, is_trainable=True))
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"decoder {config.path!r}, adapter {config.adapter!r}: cannot be loaded ({reason}); check names and network"
+            ) from error
+        decoder = Decoder(model, tokenizer, int(getattr(model.config, "max_position_embeddings", 2048)))
+    decoder.model.to(resolve_device(config.device))  # type: ignore[arg-type]  # transformers' stub of `to`
+    return decoder
+
+
+def make_fresh_decoder(config: FreshDecoder, examples: Sequence[Example], seed: int) -> Decoder:
+    """Return a randomly initialised small Llama; same seed and examples, same model."""
+    tokenizer = _train_tokenizer(examples, config.vocab_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=config.hidden_size,
+                intermediate_size=config.intermediate_size,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.heads,
+                max_position_embeddings=config.max_tokens,
+                tie_word_embeddings=True,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                bos_token_id=None,
+            )
+        )
+    return Decoder(model, tokenizer, config.max_tokens)
+
+
+def _train_tokenizer(examples: Sequence[Example], vocab_size: int) -> PreTrainedTokenizerFast:
+    special = ["<pad>", "<eos>", "<user>", "<assistant>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator((text for example in examples for text in (example.prompt, example.response)), trainer)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    wrapped.chat_template = FRESH_CHAT_TEMPLATE
+    return wrapped
+
+
+def tokenize(examples: Sequence[Example], decoder: Decoder) -> list[TokenizedRow]:
+    """Return the tokens of truncated rows.
+
+    Raises:
+        DataError: when a row overflows the decoder's context, naming the row and its length.
+    """
+    rows = [_tokenize_one(example, decoder.tokenizer) for example in examples]
+    for example, row in zip(examples, rows, strict=True):
+        if len(row.input_ids) > decoder.max_tokens:
+            raise DataError(
+                f"row {example.id!r}: {len(row.input_ids)} tokens, expected at most the decoder's {decoder.max_tokens}; "
+                "lower text.max_prompt_chars or text.max_response_chars"
+            )
+    return rows
+
+
+def _tokenize_one(example: Example, tokenizer: PreTrainedTokenizerBase) -> TokenizedRow:
+    prefix, response = _render_for_decoder(example, tokenizer)
+    # the two are tokenised apart, so that no piece straddles the border of the loss
+    prefix_ids: list[int] = tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []
+    response_ids: list[int] = tokenizer(response, add_special_tokens=False)["input_ids"]
+    if not prefix_ids:  # the first token has nothing before it to be predicted from
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        prefix_ids = [start] if start is not None else []
+    return TokenizedRow((*prefix_ids, *response_ids), max(1, len(prefix_ids)))
+
+
+def _render_for_decoder(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    end = tokenizer.eos_token or ""
+    if not example.context:
+        return "", example.response + end
+    if tokenizer.chat_template is None:
+        return f"{example.prompt}\n", example.response + end
+    messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in example.context]
+    prefix = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    full = str(tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": example.response}], tokenize=False))
+    # templates that rewrite earlier turns (as "thinking" ones do) are not prefixes of themselves
+    return prefix, full[len(prefix) :] if full.startswith(prefix) else example.response + end
+
+
+def pad(rows: Sequence[TokenizedRow], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-pad rows; return `input_ids`, `attention_mask` and `response_mask`, each (B, T)."""
+    length = max(len(row.input_ids) for row in rows)
+    input_ids = torch.full((len(rows), length), pad_token_id)
+    attention_mask, response_mask = torch.zeros(len(rows), length), torch.zeros(len(rows), length)
+    for index, row in enumerate(rows):
+        size = len(row.input_ids)
+        input_ids[index, :size] = torch.tensor(row.input_ids)
+        attention_mask[index, :size] = 1
+        response_mask[index, row.response_start : size] = 1
+    return input_ids.to(device), attention_mask.long().to(device), response_mask.to(device)
+
+
+def row_losses(model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
+    """Return each row's mean cross-entropy (nats) over its response tokens, `(B,)`; inputs are (B, T)."""
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1].float()
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), input_ids[:, 1:], reduction="none")
+    mask = response_mask[:, 1:]
+    return (losses * mask).sum(1) / mask.sum(1)
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return a token to pad with; which one does not matter, it is masked everywhere."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
+
+
+def token_batches(rows: Sequence[TokenizedRow], max_tokens: int) -> list[list[int]]:
+    """Return batches of row positions, similar lengths together, each within `max_tokens` padded tokens (one row at least)."""
+    batches: list[list[int]] = []
+    for position in sorted(range(len(rows)), key=lambda row: (len(rows[row].input_ids), row)):
+        length = len(rows[position].input_ids)
+        if batches and (len(batches[-1]) + 1) * length <= max_tokens:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+    return batches
+
+
+def fingerprint_model(model: torch.nn.Module) -> str:
+    """Return 16 hex digits that identify a model's weights, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

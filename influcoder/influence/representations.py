@@ -1,0 +1,33 @@
+"""The decoder's own hidden states: what similarity of representations, without any gradient, has to go by.
+
+Legend: N rows, T tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from influcoder.influence.decoder import Decoder, TokenizedRow, pad, pad_token_id, token_batches
+
+
+@torch.no_grad()
+def hidden_states(decoder: Decoder, rows: Sequence[TokenizedRow], max_batch_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return the last layer's state at each row's last token, and its mean over the row's tokens: both `(N, H)` float32 on the CPU."""
+    model: nn.Module = decoder.model
+    body: nn.Module = decoder.model.get_decoder()  # the layers without the head: no (B, T, vocabulary)
+    training = model.training
+    model.eval()
+    lasts, means, order = [], [], []
+    for positions in token_batches(rows, max_batch_tokens):
+        input_ids, attention_mask, _ = pad([rows[position] for position in positions], pad_token_id(decoder.tokenizer), decoder.device)
+        states = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state.float()  # (B, T, H)
+        lengths = attention_mask.sum(1)
+        lasts.append(states[torch.arange(len(positions)), lengths - 1].cpu())
+        means.append(((states * attention_mask[..., None]).sum(1) / lengths[:, None]).cpu())
+        order += positions
+    model.train(training)
+    back = torch.argsort(torch.tensor(order))
+    return torch.cat(lasts)[back], torch.cat(means)[back]

@@ -1,0 +1,112 @@
+"""Measures of agreement between two score matrices `(queries, rows)`, and of detection. Pure numpy.
+
+Q queries, N rows. A constant row of scores has no ranking: its correlation is defined as 0.
+Ranks are average ranks under ties, as in SciPy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    """how many values the mean is over"""
+
+
+def average_ranks(values: Array) -> NDArray[np.float64]:
+    """Return ranks 1..N of a vector; ties share their mean rank."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    ends = np.r_[starts[1:], len(values)]
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat((starts + 1 + ends) / 2, ends - starts)
+    return ranks
+
+
+def spearman(first: Array, second: Array) -> float:
+    """Return Spearman's rho of two vectors; 0 when either is constant."""
+    return _pearson(average_ranks(first), average_ranks(second))
+
+
+def per_query_spearman(predicted: Array, target: Array, mask: Mask | None = None) -> NDArray[np.float64]:
+    """Return Spearman's rho of each query over its rows, `(Q,)`.
+
+    Args:
+        predicted: (Q, N).
+        target: (Q, N).
+        mask: (Q, N), True where a row is a candidate of the query; None takes all. A query with fewer than three
+            candidates has no rho and is left out.
+    """
+    rhos = []
+    for query in range(len(target)):
+        rows = slice(None) if mask is None else mask[query]
+        if len(target[query][rows]) >= 3:
+            rhos.append(spearman(predicted[query][rows], target[query][rows]))
+    return np.array(rhos)
+
+
+def aggregated_spearman(predicted: Array, target: Array) -> float:
+    """Return Spearman's rho of the two query-averaged vectors: how well the *document bias* alone is met."""
+    return spearman(predicted.mean(axis=0), target.mean(axis=0))
+
+
+def double_centred(scores: Array) -> NDArray[np.float64]:
+    """Return `s_ij - row mean - column mean + mean`: what is left when neither query nor row has a level of its own."""
+    scores = scores.astype(np.float64)
+    centred: NDArray[np.float64] = scores - scores.mean(1, keepdims=True) - scores.mean(0, keepdims=True) + scores.mean()
+    return centred
+
+
+def residual_spearman(predicted: Array, target: Array) -> NDArray[np.float64]:
+    """Return per-query Spearman, `(Q,)`, of the double-centred matrices: a query-blind method scores 0."""
+    centred = double_centred(predicted)
+    # what rounding leaves of a query-blind matrix is not a ranking
+    centred[np.abs(centred) < 1e-12 * np.abs(predicted).max()] = 0.0
+    return per_query_spearman(centred, double_centred(target))
+
+
+def top_overlap(predicted: Array, target: Array, k: int) -> NDArray[np.float64]:
+    """Return the share of the target's top k rows among the predicted top k, `(Q,)`; ties keep the row order."""
+    best = np.argsort(-predicted, axis=1, kind="stable")[:, :k], np.argsort(-target, axis=1, kind="stable")[:, :k]
+    return np.array([len(set(mine) & set(theirs)) / len(theirs) for mine, theirs in zip(*best, strict=True)])
+
+
+def average_precision(scores: Array, positive: Mask) -> float:
+    """Return the area under precision-recall as average precision: sum of (R_k - R_k-1) P_k over distinct scores."""
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(positive[order])
+    last = np.flatnonzero(np.r_[scores[order][1:] != scores[order][:-1], True])  # tied rows enter together
+    recall, precision = hits[last] / positive.sum(), hits[last] / (last + 1)
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def recall_at(scores: Array, positive: Mask, k: int) -> float:
+    """Return the share of positives among the k best rows; ties keep the row order."""
+    return float(positive[np.argsort(-scores, kind="stable")[:k]].sum() / positive.sum())
+
+
+def bootstrap_mean(values: Array, *, seed: int = 0, draws: int = 1000) -> Interval:
+    """Return the mean of values with its 95 % percentile bootstrap interval."""
+    means = values[np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high), len(values))
+
+
+def _pearson(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    first, second = first - first.mean(), second - second.mean()
+    scale = np.sqrt((first**2).sum() * (second**2).sum())
+    return float((first * second).sum() / scale) if scale > 0 else 0.0

@@ -1,0 +1,179 @@
+"""Export an encoder folder to one ONNX graph, accepted only when it *ranks* as torch does.
+
+The graph takes token ids and returns unit vectors: transformer, pooling, heads and normalisation are inside. It is made
+in a temporary sub-folder, which becomes `onnx/` only after the rankings agree; a refused export leaves nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+
+from influcoder.errors import DataError, RunError, require
+from influcoder.metrics import per_query_spearman
+from influcoder.onnx_encoder import GRAPH_FILE, GRAPH_FOLDER, GraphSettings, OnnxEncoder, save_settings
+from influcoder.runs import sha256_of_file, write_text_atomic
+from influcoder.text_format import load_text_format
+
+PARITY_FILE = "parity.json"
+TOKENIZER_FILE = "tokenizer.json"
+OUTPUT_NAME = "sentence_embedding"
+"""not `embedding`: the exporter gives that name to the token lookup inside"""
+MAX_QUERIES = 64
+MIN_SAMPLE = 8
+MAX_GRAPH_BYTES = 2_000_000_000
+"""one ONNX file is one protobuf message, which ends at 2 GiB"""
+
+
+def export_encoder(folder: str | Path, sample_texts: Sequence[str], *, minimum_spearman: float = 0.999) -> dict[str, Any]:
+    """Write `folder/onnx/` and return its `parity.json`.
+
+    Args:
+        folder: a sentence-transformers folder with `text_format.json`.
+        sample_texts: rendered texts of mixed lengths; the first half, at most 64, are queries, the others are ranked.
+        minimum_spearman: least mean per-query Spearman between torch and onnxruntime.
+
+    Raises:
+        RunError: when the folder is no encoder or was exported already, or the rankings differ; then no `onnx/` is left.
+        DataError: when the sample has too few different texts.
+        MissingExtraError: when onnxruntime or the exporter is not installed.
+    """
+    folder = Path(folder)
+    sample = _check_inputs(folder, sample_texts)
+    partial = folder / f".{GRAPH_FOLDER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True).float().eval()
+        opset = _write_graph(model, partial, folder)
+        encoder = OnnxEncoder(folder, providers=["CPUExecutionProvider"], graph_folder=partial.name)
+        parity = _compare_rankings(model, encoder, sample) | {"opset": opset, "minimum_spearman": minimum_spearman}
+        parity["accepted"] = bool(parity["spearman_mean"] >= minimum_spearman)
+        if not parity["accepted"]:
+            raise RunError(
+                f"{folder}: the ONNX graph ranks otherwise than torch: mean per-query Spearman {parity['spearman_mean']:.6f}, "
+                f"expected at least {minimum_spearman}; the export was thrown away; report the architecture"
+            )
+        write_text_atomic(partial / PARITY_FILE, json.dumps(parity, indent=2) + "\n")
+        os.replace(partial, folder / GRAPH_FOLDER)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return parity
+
+
+def _check_inputs(folder: Path, sample_texts: Sequence[str]) -> list[str]:
+    require("onnxscript", "train")
+    if not (folder / "modules.json").is_file() or not (folder / TOKENIZER_FILE).is_file():
+        raise RunError(f"{folder}: no modules.json and {TOKENIZER_FILE}; expected a sentence-transformers folder with a fast tokenizer")
+    if (folder / GRAPH_FOLDER).exists():
+        raise RunError(f"{folder / GRAPH_FOLDER}: exists already; remove it to export again")
+    load_text_format(folder)
+    # copies tie in truth, and rounding would order them at random
+    sample = list(dict.fromkeys(sample_texts))
+    if len(sample) < MIN_SAMPLE:
+        raise DataError(f"sample: {len(sample)} different texts; expected at least {MIN_SAMPLE} to compare rankings on; give more rows")
+    return sample
+
+
+class _Graph(torch.nn.Module):
+    """Token ids in, unit vectors out."""
+
+    def __init__(self, model: SentenceTransformer, inputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        features = {"modality": "text", **dict(zip(self.inputs, tensors, strict=True))}
+        embedding: torch.Tensor = self.model(features)["sentence_embedding"]
+        return torch.nn.functional.normalize(embedding, dim=-1)
+
+
+def _write_graph(model: SentenceTransformer, partial: Path, folder: Path) -> int:
+    """Write `model.onnx` and `encoder.json` into `partial`; return the opset."""
+    num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    if num_bytes > MAX_GRAPH_BYTES:
+        raise RunError(f"{folder}: {num_bytes / 1e9:.1f} GB of float32 weights; one ONNX file holds 2 GB; distil into a smaller encoder")
+    inputs = _graph_inputs(model, folder)
+    # two texts of eight tokens: 0 and 1 would be taken for constants
+    example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in inputs)
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            _Graph(model, inputs), example, input_names=inputs, output_names=[OUTPUT_NAME],
+            dynamo=True, dynamic_shapes={"tensors": tuple(dynamic for _ in inputs)}, verbose=False,
+        )  # fmt: skip
+    assert program is not None  # dynamo=True
+    program.save(partial / GRAPH_FILE, external_data=False)
+    settings = GraphSettings(
+        max_seq_length=_max_seq_length(model, folder),
+        dim=int(model.get_embedding_dimension() or 0),
+        inputs=tuple(inputs),
+        pad_token_id=int(model.tokenizer.pad_token_id or 0),
+        tokenizer=TOKENIZER_FILE,
+        sha256=sha256_of_file(partial / GRAPH_FILE),
+    )
+    save_settings(partial, settings)
+    return int(program.model.opset_imports[""])
+
+
+def _graph_inputs(model: SentenceTransformer, folder: Path) -> list[str]:
+    transformer = model.transformers_model
+    if transformer is None:
+        raise RunError(f"{folder}: no transformer inside; expected an encoder with one; distil into a transformer encoder")
+    taken = inspect.signature(transformer.forward).parameters
+    return [
+        name for name in ("input_ids", "attention_mask", "token_type_ids") if name in model.tokenizer.model_input_names and name in taken
+    ]
+
+
+def _max_seq_length(model: SentenceTransformer, folder: Path) -> int:
+    length = model.max_seq_length
+    if length is None or length > 1_000_000:  # transformers writes 1e30 for "not known"
+        raise RunError(f"{folder}: no max_seq_length; expected one in sentence_bert_config.json; set it on the model and save it again")
+    return int(length)
+
+
+def _compare_rankings(model: SentenceTransformer, encoder: OnnxEncoder, sample: Sequence[str]) -> dict[str, Any]:
+    # one text at a time: the truth has no padding, so that padding which leaks into the graph's batches shows
+    truth: NDArray[np.float32] = model.encode(list(sample), batch_size=1, normalize_embeddings=True, show_progress_bar=False)
+    found = encoder.encode(sample)
+    queries = min(MAX_QUERIES, len(sample) // 2)
+    rhos = per_query_spearman(found[:queries] @ found[queries:].T, truth[:queries] @ truth[queries:].T)
+    return {
+        "spearman_mean": float(rhos.mean()),
+        "spearman_min": float(rhos.min()),
+        "max_abs_difference": float(np.abs(found - truth).max()),
+        "queries": queries,
+        "rows": len(sample) - queries,
+        "provider": encoder.provider,
+        "onnxruntime": str(require("onnxruntime", "cpu").__version__),
+        "torch": torch.__version__,
+    }
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Mute the exporter: it names absent packages that no text encoder needs, and torch's own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

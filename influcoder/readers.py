@@ -1,0 +1,293 @@
+"""Reading rows: jsonl, jsonl.gz, csv, parquet, a `datasets` folder, or a Hugging Face hub id.
+
+Only the columns that the config names are looked at; labels may stand beside them and stay unread.
+A malformed row is an error in training (`on_bad_row="refuse"`) and is handed back in attribution (`"set_aside"`).
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from influcoder.errors import ConfigError, DataError, require
+from influcoder.examples import ROLES, Example, Turn, check_unique, content_hash
+
+Row = dict[str, Any]
+OnBadRow = Literal["refuse", "set_aside"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns hold what. Name `prompt` and `response`, or `text`, or `messages`; null means not read."""
+
+    prompt: str | None = "prompt"
+    """what the model is asked"""
+    response: str | None = "response"
+    """what the model learns to answer: the loss is on this alone"""
+    text: str | None = None
+    """plain text without a prompt; overrides prompt and response"""
+    messages: str | None = None
+    """list of {role, content} turns ending with the assistant's; overrides the three above"""
+    id: str | None = "id"
+    """identifier; rows without one get their content hash"""
+    contributor: str | None = None
+    """who gave the row"""
+    weight: str | None = None
+    """queries only: +1 wanted behaviour, -1 contrast"""
+
+    def __post_init__(self) -> None:
+        if self.messages is None and self.text is None and (self.prompt is None or self.response is None):
+            raise ConfigError("columns: name `prompt` and `response`, or `text`, or `messages`; all of them are null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """Where rows come from."""
+
+    paths: tuple[str, ...]
+    """files (.jsonl, .jsonl.gz, .csv, .parquet), `datasets` folders, or hub ids; read in this order"""
+    columns: Columns = field(default_factory=Columns)
+    """which columns hold what"""
+    split: str = "train"
+    """split of a `datasets` folder or hub id; files have none"""
+    limit: int | None = None
+    """read at most so many rows; null reads all"""
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ConfigError("paths: empty; expected at least one file, `datasets` folder or hub id")
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"limit: {self.limit}; expected at least 1, or null for all rows")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejected:
+    """A row that was set aside."""
+
+    where: str
+    """file and row number"""
+    reason: str
+
+
+def read_examples(source: DataSource) -> list[Example]:
+    """Read all rows; refuse malformed rows and duplicate ids.
+
+    Raises:
+        DataError: naming file, row, what was found and what was expected.
+    """
+    examples = [row for row in iterate_examples(source) if isinstance(row, Example)]
+    name = ", ".join(source.paths)
+    if not examples:
+        raise DataError(f"{name}: no rows; expected at least one")
+    check_unique(examples, name)
+    return examples
+
+
+def iterate_examples(source: DataSource, on_bad_row: OnBadRow = "refuse") -> Iterator[Example | Rejected]:
+    """Yield rows in order; with `set_aside`, a malformed row is yielded as `Rejected` instead of raised.
+
+    Raises:
+        DataError: when a file cannot be read at all, or a row is malformed and `on_bad_row` is `refuse`.
+    """
+    count = 0
+    for path in source.paths:
+        for where, row in _iterate_rows(path, source.split):
+            if source.limit is not None and count >= source.limit:
+                return
+            count += 1
+            try:
+                yield _parse_row(row, source.columns, where)
+            except DataError as error:
+                if on_bad_row == "refuse":
+                    raise
+                yield Rejected(where=where, reason=str(error).removeprefix(f"{where}: "))
+
+
+def read_columns(source: DataSource, names: tuple[str, ...]) -> dict[str, Row]:
+    """Read the named columns by id: how eval, and eval alone, gets at labels.
+
+    Raises:
+        DataError: when a row has no such column.
+    """
+    labels: dict[str, Row] = {}
+    for path in source.paths:
+        for where, row in _iterate_rows(path, source.split):
+            if isinstance(row, DataError):
+                raise row
+            missing = [name for name in names if name not in row]
+            if missing:
+                raise DataError(f"{where}: no column {missing[0]!r}; it has {_listed(row)}; name one of those in the config")
+            labels[_parse_row(row, source.columns, where).id] = {name: row[name] for name in names}
+    return labels
+
+
+def _iterate_rows(path: str, split: str) -> Iterator[tuple[str, Row | DataError]]:
+    file = Path(path)
+    if file.is_file():
+        for suffix, reader in _FILE_READERS.items():
+            if file.name.endswith(suffix):
+                yield from reader(file)
+                return
+        raise DataError(f"{path}: unknown kind of file; expected one of {', '.join(_FILE_READERS)}")
+    if file.is_dir() or _looks_like_hub_id(path):
+        yield from _read_dataset(path, split)
+        return
+    raise DataError(f"{path}: no such file or folder; expected {', '.join(_FILE_READERS)}, a `datasets` folder or a hub id")
+
+
+def _looks_like_hub_id(path: str) -> bool:
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not path.endswith(tuple(_FILE_READERS))
+
+
+def _read_jsonl(file: Path) -> Iterator[tuple[str, Row | DataError]]:
+    opener = gzip.open if file.name.endswith(".gz") else open
+    try:
+        with opener(file, "rt", encoding="utf-8-sig") as lines:  # -sig: some editors put a byte order mark first
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                where = f"{file}:{number}"
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    yield where, DataError(f"{where}: not JSON ({error.msg}); expected one object a line; mend or drop the line")
+                    continue
+                if isinstance(row, dict):
+                    yield where, row
+                else:
+                    yield where, DataError(f"{where}: a JSON {type(row).__name__}; expected one object a line")
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
+        raise DataError(f"{file}: cannot be read ({error}); expected UTF-8 JSON lines; write the file again") from error
+
+
+def _read_csv(file: Path) -> Iterator[tuple[str, Row | DataError]]:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:  # -sig: spreadsheets put a byte order mark first
+            for number, row in enumerate(csv.DictReader(lines), 1):
+                where = f"{file}: row {number}"
+                if None in row or None in row.values():
+                    yield where, DataError(f"{where}: its cells do not match the header; expected {len(row) - (None in row)} cells")
+                else:
+                    yield where, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: cannot be read ({error}); expected UTF-8 csv with a header") from error
+
+
+def _read_parquet(file: Path) -> Iterator[tuple[str, Row | DataError]]:
+    try:
+        number = 0
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}: row {number}", row
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file}: cannot be read as parquet ({error}); write the file again") from error
+
+
+def _read_dataset(path: str, split: str) -> Iterator[tuple[str, Row | DataError]]:
+    datasets = require("datasets", "train")
+    try:
+        loaded = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path, split=split)
+    except Exception as error:  # the hub client raises many kinds; all mean: not to be had
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: cannot be loaded as a dataset, split {split!r} ({reason}); check the name and the network") from error
+    if isinstance(loaded, dict):
+        if split not in loaded:
+            raise DataError(f"{path}: no split {split!r}; it has {', '.join(loaded)}; set `split` to one of those")
+        loaded = loaded[split]
+    for number, row in enumerate(loaded, 1):
+        yield f"{path}[{split}]: row {number}", row
+
+
+_FILE_READERS = {".jsonl": _read_jsonl, ".jsonl.gz": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+
+
+def _parse_row(row: Row | DataError, columns: Columns, where: str) -> Example:
+    if isinstance(row, DataError):
+        raise row
+    context, response = _parse_conversation(row, columns, where)
+    if not response.strip():
+        raise DataError(f"{where}: the response is empty; expected text, since the loss is on the response; fill or drop the row")
+    try:
+        own_id = content_hash(context, response)
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: its text cannot be written as UTF-8 ({error.reason}); expected whole characters; mend or drop the row"
+        ) from error
+    given = row.get(columns.id) if columns.id else None
+    contributor = _required(row, columns.contributor, where) if columns.contributor else None
+    return Example(
+        id=own_id if given in (None, "") else str(given),
+        context=context,
+        response=response,
+        contributor=None if contributor is None else str(contributor),
+        weight=_parse_weight(row, columns.weight, where),
+    )
+
+
+def _parse_conversation(row: Row, columns: Columns, where: str) -> tuple[tuple[Turn, ...], str]:
+    if columns.messages:
+        return _parse_messages(_required(row, columns.messages, where), columns.messages, where)
+    if columns.text:
+        return (), _string(row, columns.text, where)
+    assert columns.prompt and columns.response  # Columns.__post_init__
+    prompt, response = _string(row, columns.prompt, where), _string(row, columns.response, where)
+    return (Turn(role="user", content=prompt),) if prompt else (), response
+
+
+def _parse_messages(value: object, column: str, where: str) -> tuple[tuple[Turn, ...], str]:
+    if not isinstance(value, list):
+        raise DataError(
+            f"{where}: column {column!r} holds {type(value).__name__} {value!r:.40}; expected a list of {{role, content}} turns"
+        )
+    turns = []
+    for position, message in enumerate(value, 1):
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if role not in ROLES or not isinstance(content, str):
+            raise DataError(
+                f"{where}: turn {position} of {column!r} is not {{role, content}} with role in {', '.join(ROLES)} and content a string"
+            )
+        turns.append(Turn(role=role, content=content))
+    if not turns or turns[-1].role != "assistant":
+        raise DataError(f"{where}: {column!r} does not end with an assistant turn; expected one, since the loss is on it")
+    return tuple(turns[:-1]), turns[-1].content
+
+
+def _parse_weight(row: Row, column: str | None, where: str) -> float:
+    if column is None:
+        return 1.0
+    value = _required(row, column, where)
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        weight = float("nan")
+    if not abs(weight) < float("inf") or weight == 0:
+        raise DataError(f"{where}: weight {value!r} in column {column!r}; expected a finite number other than 0, as +1 or -1")
+    return weight
+
+
+def _required(row: Row, column: str, where: str) -> Any:
+    if column not in row:
+        raise DataError(f"{where}: no column {column!r}; it has {_listed(row)}; name the right one under `columns`")
+    return row[column]
+
+
+def _string(row: Row, column: str, where: str) -> str:
+    value = _required(row, column, where)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: column {column!r} holds {type(value).__name__} {value!r:.40}; expected a string")
+    return value
+
+
+def _listed(row: Row) -> str:
+    return ", ".join(repr(name) for name in row) or "no columns"

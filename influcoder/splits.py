@@ -1,0 +1,104 @@
+"""The distillation split: train, validation and test by near-duplicate group.
+
+The split hashes the *group*, so that a row and its near-copy never stand on two sides. It binds the student and its
+judges, not the decoder. Groups are connected components of pairs whose word 3-shingles overlap (Jaccard >= threshold);
+`datasketch` proposes pairs by MinHash LSH, the exact Jaccard decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from influcoder.errors import ConfigError, DataError, require
+
+Part = Literal["train", "validation", "test"]
+SHINGLE_WORDS = 3
+NUM_PERMUTATIONS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """How the rows are split."""
+
+    validation: float = 0.1
+    """share of groups for early stopping"""
+    test: float = 0.25
+    """share of groups that only eval sees"""
+    near_duplicate_jaccard: float = 0.7
+    """rows whose word 3-shingles overlap at least so much share a side, 0 to 1"""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.validation > 0 and self.test > 0 and self.validation + self.test < 1):
+            raise ConfigError(f"split: validation {self.validation} and test {self.test}; expected positive shares with a sum below 1")
+        if not 0 < self.near_duplicate_jaccard <= 1:
+            raise ConfigError(f"split: near_duplicate_jaccard {self.near_duplicate_jaccard}; expected a number in (0, 1]")
+
+
+def shingles(text: str) -> frozenset[str]:
+    """Return the lower-cased word 3-shingles of a text; shorter texts are one shingle."""
+    words = text.lower().split()
+    return frozenset(" ".join(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1)))
+
+
+def near_duplicate_groups(texts: Sequence[str], threshold: float) -> list[int]:
+    """Return one group number a text, the same for near-copies: the position of the group's first text."""
+    datasketch = require("datasketch", "train")
+    sets = [shingles(text) for text in texts]
+    lsh = datasketch.MinHashLSH(threshold=max(0.1, threshold - 0.15), num_perm=NUM_PERMUTATIONS)
+    leader = list(range(len(texts)))
+
+    def find(row: int) -> int:
+        while leader[row] != row:
+            leader[row] = leader[leader[row]]
+            row = leader[row]
+        return row
+
+    hashes = datasketch.MinHash.bulk([[shingle.encode() for shingle in sorted(found)] for found in sets], num_perm=NUM_PERMUTATIONS, seed=1)
+    for row, minhash in enumerate(hashes):
+        for other in lsh.query(minhash):
+            if _jaccard(sets[row], sets[other]) >= threshold:
+                first, second = sorted((find(row), find(other)))
+                leader[second] = first
+        lsh.insert(row, minhash)
+    return [find(row) for row in range(len(texts))]
+
+
+def assign_split(texts: Sequence[str], config: SplitConfig) -> list[Part]:
+    """Return the side of each text: a hash of (seed, least text of its group), so that row order does not matter."""
+    groups = near_duplicate_groups(texts, config.near_duplicate_jaccard)
+    least: dict[int, str] = {}
+    for group, text in zip(groups, texts, strict=True):
+        least[group] = min(least.get(group, text), text)
+    return [_side(least[group], config) for group in groups]
+
+
+def check_no_leakage(train: Sequence[str], judged: Sequence[str], threshold: float, what: str) -> None:
+    """Refuse judged texts of which the training texts hold a near-copy.
+
+    Raises:
+        DataError: naming how many and showing the first.
+    """
+    groups = near_duplicate_groups([*train, *judged], threshold)
+    seen = set(groups[: len(train)])
+    leaked = [text for text, group in zip(judged, groups[len(train) :], strict=True) if group in seen]
+    if leaked:
+        raise DataError(
+            f"{what}: {len(leaked)} of {len(judged)} have a near-copy among the distillation's training rows, "
+            f"the first is {leaked[0][:80]!r}; expected none; take them out or split again"
+        )
+
+
+def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:
+    return len(first & second) / len(first | second)
+
+
+def _side(key: str, config: SplitConfig) -> Part:
+    digest = hashlib.sha256(f"{config.seed}\0{key}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    if place < config.test:
+        return "test"
+    return "validation" if place < config.test + config.validation else "train"

@@ -1,0 +1,116 @@
+"""What the student stage can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from influcoder.errors import ConfigError
+from influcoder.splits import SplitConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreshEncoder:
+    """A small BERT with random weights and a byte-level BPE tokenizer trained on the training split."""
+
+    hidden_size: int = 192
+    layers: int = 2
+    heads: int = 4
+    intermediate_size: int = 384
+    vocab_size: int = 2048
+    """pieces of the tokenizer, at most"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Which text encoder to train. Give `path` or `fresh`."""
+
+    path: str | None = None
+    """hub id or folder of a SentenceTransformer (or of a plain transformer, which gets mean pooling)"""
+    fresh: FreshEncoder | None = None
+    """a new small one instead"""
+    max_tokens: int = 128
+    """tokens read of a text; what is beyond is cut, and the share of such texts is printed"""
+    embedding_dim: int | None = None
+    """width of a dense head without bias after pooling; null keeps the pooled width"""
+    trust_remote_code: bool = False
+    """run code that the hub repository brings; only for sources that you trust"""
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.fresh is None):
+            raise ConfigError("encoder: give exactly one of `path` and `fresh`")
+        if self.max_tokens < 8:
+            raise ConfigError(f"encoder.max_tokens: {self.max_tokens}; expected at least 8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """Objective and batches."""
+
+    objective: Literal["full_block", "reference"] = "full_block"
+    """full_block: every pair of a block is a label, row and block Pearson. reference: the paper's authors' recipe,
+    8 x 16 labels a step, Pearson and row KL"""
+    block_rows: int = 128
+    """full_block: rows of a block; its labels are block_rows^2 - block_rows"""
+    target_exponent: float = 0.5
+    """full_block: the teacher's cosines become sign(t) |t|^exponent; 1 leaves them, less lets small differences count more"""
+    row_weight: float = 0.5
+    """full_block: weight of the mean row-wise Pearson; the rest goes to the Pearson over the whole block"""
+    num_queries: int = 8
+    """reference: queries of a block"""
+    num_candidates: int = 16
+    """reference: candidates of a block"""
+    kl_weight: float = 0.5
+    """reference: weight of the row KL; the rest goes to the block's Pearson"""
+    temperature: float = 0.05
+    """reference: of the row softmax"""
+
+    def __post_init__(self) -> None:
+        if self.block_rows < 4 or self.num_queries < 1 or self.num_candidates < 2 or self.temperature <= 0:
+            raise ConfigError(
+                f"recipe: block_rows {self.block_rows}, num_queries {self.num_queries}, num_candidates {self.num_candidates}, "
+                f"temperature {self.temperature}; expected at least 4, 1, 2, and a positive temperature"
+            )
+        if self.target_exponent <= 0:
+            raise ConfigError(f"recipe: target_exponent {self.target_exponent}; expected a positive number")
+        if not (0 <= self.row_weight <= 1 and 0 <= self.kl_weight <= 1):
+            raise ConfigError(f"recipe: row_weight {self.row_weight}, kl_weight {self.kl_weight}; expected shares in 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up, then linear decay over `trainer.max_epochs`."""
+
+    learning_rate: float = 5e-5
+    """peak"""
+    warmup_share: float = 0.1
+    """share of the steps before the peak, 0 to 1"""
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or not 0 <= self.warmup_share <= 1:
+            raise ConfigError(f"optimizer: learning_rate {self.learning_rate}, warmup_share {self.warmup_share}; expected > 0, 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """Distil a teacher's ranking into a text encoder (python -m student CONFIG.yaml)."""
+
+    output: str
+    """run directory to make; must not exist"""
+    teacher: str
+    """teacher run whose features are the target"""
+    encoder: EncoderConfig
+    """what is trained"""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """which rows train, validate and test the distillation"""
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    """objective and batches"""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """learning rate and its schedule"""
+    patience: int = 10
+    """validations without a better per-query Spearman before training stops; the best weights are kept"""
+    seed: int = 0
+    """batches, head and fresh weights"""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """arguments of lightning.pytorch.Trainer: max_epochs, max_time, precision, logger, callbacks, ..."""

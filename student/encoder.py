@@ -1,0 +1,102 @@
+"""The encoder that is trained: a SentenceTransformer that ends in unit-norm embeddings, which any embedding server can serve."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from influcoder.errors import ConfigError
+from student.config import EncoderConfig, FreshEncoder
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def load_encoder(config: EncoderConfig, texts: Sequence[str], seed: int) -> SentenceTransformer:
+    """Load an encoder, or make a fresh one whose tokenizer is trained on `texts`; head and normalisation are added.
+
+    Raises:
+        ConfigError: when the path cannot be loaded.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.fresh is not None:
+            encoder = make_fresh_encoder(config.fresh, texts, config.max_tokens)
+        else:
+            assert config.path is not None  # EncoderConfig.__post_init__
+            try:
+                encoder = SentenceTransformer(config.path, device="cpu", trust_remote_code=config.trust_remote_code)
+            except (OSError, ValueError, KeyError) as error:
+                reason = str(error).splitlines()[0]
+                raise ConfigError(f"encoder {config.path!r}: cannot be loaded ({reason}); check the name and the network") from error
+        modules = [module for module in encoder if not isinstance(module, Normalize)]
+        if config.embedding_dim is not None:
+            width = encoder.get_embedding_dimension()
+            assert width is not None  # only encoders without pooling have none
+            modules.append(Dense(width, config.embedding_dim, bias=False, activation_function=torch.nn.Identity()))
+        finished = SentenceTransformer(modules=[*modules, Normalize()], device="cpu")
+    finished.max_seq_length = config.max_tokens if finished.max_seq_length is None else min(config.max_tokens, finished.max_seq_length)
+    return finished
+
+
+def make_fresh_encoder(config: FreshEncoder, texts: Sequence[str], max_tokens: int) -> SentenceTransformer:
+    """Return a randomly initialised BERT with mean pooling, read back from a folder as any other encoder is."""
+    tokenizer = _train_tokenizer(texts, config.vocab_size)
+    model = BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=max_tokens,
+            type_vocab_size=1,
+            pad_token_id=tokenizer.pad_token_id,
+            # targets are dense and noise is the teacher's: dropout only slows so small a model
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        transformer = Transformer(folder, max_seq_length=max_tokens)
+    return SentenceTransformer(modules=[transformer, Pooling(config.hidden_size)], device="cpu")
+
+
+def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+    )
+
+
+def tokenize(encoder: SentenceTransformer, texts: list[str]) -> dict[str, torch.Tensor]:
+    """Return the padded tensors that the encoder's forward takes."""
+    return {name: value for name, value in encoder.preprocess(texts).items() if isinstance(value, torch.Tensor)}
+
+
+def truncated_share(encoder: SentenceTransformer, texts: Sequence[str]) -> float:
+    """Return the share of texts that the encoder cuts."""
+    lengths = [len(ids) for ids in encoder.tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]]
+    return sum(length > (encoder.max_seq_length or length) for length in lengths) / len(lengths)
+
+
+def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
+    """Write a sentence-transformers folder."""
+    encoder.save_pretrained(str(folder), create_model_card=False)

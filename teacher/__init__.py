@@ -1,0 +1,1 @@
+"""The teacher stage: decoder and rows in, gradient features and scores out."""

@@ -1,0 +1,28 @@
+"""Runs to judge: made once, copied for tests that change them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.eval.fake_runs import PARTS, Runs, make_rows, make_student, make_teacher, write_labels
+
+
+@pytest.fixture(scope="session")
+def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The runs that `runs` copies. Do not write into them."""
+    folder = tmp_path_factory.mktemp("runs")
+    rows, queries = make_rows(len(PARTS), "row", seed=1), make_rows(5, "query", seed=2, weights=(1.0, 1.0, -1.0))
+    make_teacher(folder / "teacher", rows, queries)
+    make_student(folder / "student", rows, tmp_path_factory.mktemp("scratch"))
+    write_labels(folder / "labels.jsonl", rows)
+    return Runs(folder, rows, queries)
+
+
+@pytest.fixture
+def runs(finished_runs: Runs, tmp_path: Path) -> Runs:
+    """Runs of this test alone."""
+    folder = Path(shutil.copytree(finished_runs.folder, tmp_path / "runs"))
+    return Runs(folder, finished_runs.rows, finished_runs.queries)

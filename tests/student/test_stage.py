@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from influcoder.errors import DataError, RunError
+from influcoder.examples import load_examples, write_examples
+from influcoder.runs import open_run, partial_folder
+from influcoder.splits import SplitConfig
+from influcoder.text_format import load_text_format
+from influcoder.training import silence_hints
+from student.config import EncoderConfig, FreshEncoder, OptimizerConfig, RecipeConfig, StudentConfig
+from student.module import KeepBest
+from student.stage import load_target, run
+from tests.student.fake_teacher import DIM, TEXT, make_teacher
+
+SMALL = FreshEncoder(hidden_size=32, layers=1, heads=2, intermediate_size=32, vocab_size=400)
+
+
+@pytest.fixture(scope="session")
+def finished_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher run; copy it before changing it."""
+    return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher")
+
+
+@pytest.fixture
+def teacher(finished_teacher: Path, tmp_path: Path) -> Path:
+    """A teacher run of this test alone."""
+    return Path(shutil.copytree(finished_teacher, tmp_path / "teacher"))
+
+
+def make_config(teacher: Path, output: Path, **changes: Any) -> StudentConfig:
+    settings: dict[str, Any] = {
+        "output": str(output),
+        "teacher": str(teacher),
+        "encoder": EncoderConfig(fresh=SMALL, max_tokens=48, embedding_dim=DIM),
+        "split": SplitConfig(validation=0.2, test=0.2),
+        "recipe": RecipeConfig(block_rows=16),
+        "optimizer": OptimizerConfig(learning_rate=5e-3),
+        "trainer": {"max_epochs": 8, "enable_progress_bar": False, "accelerator": "cpu"},
+    }
+    return StudentConfig(**(settings | changes))
+
+
+def run_stage(config: StudentConfig) -> Path:
+    silence_hints()
+    run(config, "resolved: yaml\n")
+    return Path(config.output)
+
+
+@pytest.fixture(scope="module")
+def finished(finished_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete student run. Do not write into it."""
+    return run_stage(make_config(finished_teacher, tmp_path_factory.mktemp("student") / "student"))
+
+
+def test_the_run_holds_what_readers_ask_for(finished: Path, finished_teacher: Path) -> None:
+    record, teacher = open_run(finished, "student"), open_run(finished_teacher, "teacher")
+    for name in ("rows_fingerprint", "decoder_fingerprint"):
+        assert record[name] == teacher[name]
+    assert (record["teacher_method"], record["teacher_seed"], record["near_duplicate_jaccard"]) == ("influcoder", 4, 0.7)
+    assert json.loads((finished / "encoder" / "fidelity.json").read_text())["validation"] == record["validation"]
+    table = pq.read_table(finished / "split.parquet").to_pydict()
+    assert table["id"] == [row.id for row in load_examples(finished_teacher / "rows.parquet")]
+    assert set(Counter(table["part"])) == {"train", "validation", "test"}
+    for name in ("encoder", "initial_encoder"):
+        assert load_text_format(finished / name) == TEXT
+    log = (finished / "log" / "metrics.csv").read_text()
+    assert "loss" in log and "validation_per_query_spearman" in log
+    assert not [path for path in finished.rglob("*") if path.suffix in {".ckpt", ".pt", ".bin", ".pkl"}]
+
+
+def test_the_best_encoder_is_saved_and_has_learnt(finished: Path, finished_teacher: Path) -> None:
+    target = load_target(make_config(finished_teacher, finished))
+    judge = KeepBest(*target.of("validation"), 1)
+    before, after = (judge.measure(SentenceTransformer(str(finished / name), device="cpu")) for name in ("initial_encoder", "encoder"))
+    assert after == pytest.approx(open_run(finished, "student")["validation"]["per_query_spearman"], abs=1e-6)
+    assert after > before + 0.2, (before, after)
+    unseen = KeepBest(*target.of("test"), 1)  # rows that neither training nor the choice of the epoch saw
+    before, after = (unseen.measure(SentenceTransformer(str(finished / name), device="cpu")) for name in ("initial_encoder", "encoder"))
+    assert after > before + 0.2, (before, after)
+
+
+def test_the_encoder_is_a_sentence_transformer_with_unit_embeddings(finished: Path) -> None:
+    found = SentenceTransformer(str(finished / "encoder"), device="cpu").encode(["Ask: bark\nResponse: dutt"], show_progress_bar=False)
+    assert found.shape == (1, DIM)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights(finished: Path, finished_teacher: Path, tmp_path: Path) -> None:
+    again = run_stage(make_config(finished_teacher, tmp_path / "again"))
+    other = run_stage(make_config(finished_teacher, tmp_path / "other", seed=1, trainer={"max_epochs": 1, "enable_progress_bar": False}))
+    for weights in ("initial_encoder/model.safetensors", "encoder/model.safetensors"):
+        assert (again / weights).read_bytes() == (finished / weights).read_bytes()
+        assert (other / weights).read_bytes() != (finished / weights).read_bytes()
+
+
+def test_the_reference_objective_learns_too(finished_teacher: Path, tmp_path: Path) -> None:
+    made = run_stage(make_config(finished_teacher, tmp_path / "student", recipe=RecipeConfig(objective="reference")))
+    judge = KeepBest(*load_target(make_config(finished_teacher, made)).of("validation"), 1)
+    before = judge.measure(SentenceTransformer(str(made / "initial_encoder"), device="cpu"))
+    record = open_run(made, "student")
+    assert record["objective"] == "reference"
+    assert record["validation"]["per_query_spearman"] > before + 0.1
+
+
+def test_training_stops_without_progress(finished_teacher: Path, tmp_path: Path) -> None:
+    config = make_config(
+        finished_teacher,
+        tmp_path / "student",
+        optimizer=OptimizerConfig(learning_rate=1e-12),
+        patience=2,
+        trainer={"max_epochs": 30, "enable_progress_bar": False, "accelerator": "cpu"},
+    )
+    made = run_stage(config)
+    epochs = [line.split(",")[0] for line in (made / "log" / "metrics.csv").read_text().splitlines()[1:]]
+    assert set(epochs) == {"0", "1", "2"}
+    assert open_run(made, "student")["validation"]["epoch"] == 0
+
+
+def test_a_corrupt_shard_is_refused(teacher: Path, tmp_path: Path) -> None:
+    path = teacher / "features" / "seed-4" / "rows" / "shard-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"shard-00001\.safetensors: checksum \w+, expected \w+; .*run the teacher again") as caught:
+        run_stage(make_config(teacher, tmp_path / "student"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "student").exists() and not partial_folder(tmp_path / "student").exists()
+
+
+def test_other_rows_are_refused(teacher: Path, tmp_path: Path) -> None:
+    rows = load_examples(teacher / "rows.parquet")
+    write_examples(teacher / "rows.parquet", rows[::-1])
+    with pytest.raises(RunError, match=r"rows\.parquet is of rows \w+, run\.json of \w+; expected the same"):
+        run_stage(make_config(teacher, tmp_path / "student"))
+
+
+def test_features_of_other_rows_are_refused(teacher: Path, tmp_path: Path) -> None:
+    path = teacher / "features" / "seed-4" / "rows" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rows_fingerprint": "0" * 16}))
+    with pytest.raises(RunError, match=r"features is of rows 0{16}, run\.json of"):
+        run_stage(make_config(teacher, tmp_path / "student"))
+
+
+def test_an_unfinished_teacher_is_refused(teacher: Path, tmp_path: Path) -> None:
+    teacher.rename(partial_folder(teacher))
+    with pytest.raises(RunError, match=r"unfinished .*run the teacher stage again"):
+        run_stage(make_config(teacher, tmp_path / "student"))
+
+
+def test_too_few_rows_are_refused(tmp_path: Path) -> None:
+    make_teacher(tmp_path / "teacher", count=14)
+    with pytest.raises(DataError, match=r"\d of 14 rows fall to \w+, expected at least 6; give more rows"):
+        run_stage(make_config(tmp_path / "teacher", tmp_path / "student"))
+
+
+def test_an_existing_output_is_refused(finished: Path, finished_teacher: Path) -> None:
+    with pytest.raises(RunError, match="exists already"):
+        run_stage(make_config(finished_teacher, finished))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # wandb's own
+def test_a_run_can_be_logged_to_wandb_offline(finished_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = {
+        "class_path": "lightning.pytorch.loggers.WandbLogger",
+        "init_args": {"project": "influcoder-test", "offline": True, "save_dir": str(tmp_path)},
+    }
+    trainer = {"max_epochs": 1, "enable_progress_bar": False, "accelerator": "cpu", "logger": logger}
+    made = run_stage(make_config(finished_teacher, tmp_path / "student", trainer=trainer))
+    wandb.finish()  # a run goes on until its process ends: other tests log too
+    (offline,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert list(offline.glob("*.wandb"))
+    assert (made / "log" / "metrics.csv").exists()

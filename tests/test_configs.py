@@ -1,0 +1,54 @@
+"""Every YAML file in configs/ is a config of its stage, and its resolved form can be passed back."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from influcoder.program import parse_config
+
+CLASSES = {
+    "teacher": "teacher.config:TeacherConfig",
+    "student": "student.config:StudentConfig",
+    "eval": "eval.config:EvalConfig",
+    "attribution": "influcoder.attribution:AttributionConfig",
+}
+"""which config a file holds, by the word its name begins with"""
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.y*ml"))
+
+
+def stage_of(name: str) -> str:
+    (stage,) = [stage for stage in CLASSES if Path(name).name.startswith(stage)]
+    return stage
+
+
+def config_class(stage: str) -> type[Any]:
+    module, _, name = CLASSES[stage].partition(":")
+    found: type[Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_is_a_config_of_its_stage(name: str, tmp_path: Path) -> None:
+    stage = stage_of(name)
+    found, resolved = parse_config(config_class(stage), [str(CONFIGS / name)], stage)
+    (tmp_path / "config.yaml").write_text(resolved)
+    again, resolved_again = parse_config(config_class(stage), [str(tmp_path / "config.yaml")], stage)
+    assert again == found
+    assert resolved_again == resolved
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in CONFIGS.iterdir() if path.is_dir()))
+def test_no_folder_is_empty(folder: str) -> None:
+    assert any(name.startswith(f"{folder}/") for name in FILES), f"configs/{folder} holds no YAML file"
+
+
+@pytest.mark.parametrize("folder", ["demo", "bench"])
+def test_the_demo_and_the_real_run_have_every_stage(folder: str) -> None:
+    stages = {stage_of(name) for name in FILES if name.startswith(f"{folder}/")}
+    assert stages >= {"teacher", "student", "eval"}

@@ -1,0 +1,56 @@
+"""The base install works without the extras, and says so when one is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+NEEDS_TRAIN = {"onnx_export", "training"}
+"""modules of influcoder/*.py that belong to the extra `train`; sub-packages are not looked at"""
+
+NOT_IN_BASE = (
+    "bm25s",
+    "datasets",
+    "datasketch",
+    "lightning",
+    "matplotlib",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "pandas",
+    "peft",
+    "scipy",
+    "sentence_transformers",
+    "sklearn",
+    "torch",
+    "transformers",
+    "wandb",
+)
+"""onnxruntime too: which of its two packages is installed is the user's choice, by extra"""
+
+
+def run_without_extras(code: str, folder: Path) -> str:
+    block = f"import sys\nfor name in {NOT_IN_BASE!r}: sys.modules[name] = None\n"
+    done = subprocess.run([sys.executable, "-c", block + code], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_module_of_the_base_install_imports_without_the_extras(repository: Path) -> None:
+    stems = {path.stem for path in (repository / "influcoder").glob("*.py")} - {"__init__", "__main__", *NEEDS_TRAIN}
+    assert len(stems) > 10
+    code = f"import importlib, influcoder\nfor stem in {sorted(stems)!r}: importlib.import_module('influcoder.' + stem)\nprint('all')"
+    assert run_without_extras(code, repository) == "all\n"
+
+
+def test_a_missing_extra_is_said_with_its_pip_command(repository: Path) -> None:
+    code = """
+from influcoder.errors import InflucoderError
+from influcoder.splits import near_duplicate_groups
+try:
+    near_duplicate_groups(["a"], 0.7)
+except InflucoderError as error:
+    print(error)
+"""
+    assert run_without_extras(code, repository) == "`datasketch` is not installed; do: pip install 'influcoder[train]'\n"
