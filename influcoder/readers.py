@@ -10,6 +10,7 @@ import csv
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,13 +100,14 @@ def iterate_examples(source: DataSource, on_bad_row: OnBadRow = "refuse") -> Ite
         DataError: when a file cannot be read at all, or a row is malformed and `on_bad_row` is `refuse`.
     """
     count = 0
+    copies: Counter[str] = Counter()
     for path in source.paths:
         for where, row in _iterate_rows(path, source.split):
             if source.limit is not None and count >= source.limit:
                 return
             count += 1
             try:
-                yield _parse_row(row, source.columns, where)
+                yield _parse_row(row, source.columns, where, copies)
             except DataError as error:
                 if on_bad_row == "refuse":
                     raise
@@ -119,6 +121,7 @@ def read_columns(source: DataSource, names: tuple[str, ...]) -> dict[str, Row]:
         DataError: when a row has no such column.
     """
     labels: dict[str, Row] = {}
+    copies: Counter[str] = Counter()
     for path in source.paths:
         for where, row in _iterate_rows(path, source.split):
             if isinstance(row, DataError):
@@ -126,7 +129,7 @@ def read_columns(source: DataSource, names: tuple[str, ...]) -> dict[str, Row]:
             missing = [name for name in names if name not in row]
             if missing:
                 raise DataError(f"{where}: no column {missing[0]!r}; it has {_listed(row)}; name one of those in the config")
-            labels[_parse_row(row, source.columns, where).id] = {name: row[name] for name in names}
+            labels[_parse_row(row, source.columns, where, copies).id] = {name: row[name] for name in names}
     return labels
 
 
@@ -212,7 +215,7 @@ def _read_dataset(path: str, split: str) -> Iterator[tuple[str, Row | DataError]
 _FILE_READERS = {".jsonl": _read_jsonl, ".jsonl.gz": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
 
 
-def _parse_row(row: Row | DataError, columns: Columns, where: str) -> Example:
+def _parse_row(row: Row | DataError, columns: Columns, where: str, copies: Counter[str]) -> Example:
     if isinstance(row, DataError):
         raise row
     context, response = _parse_conversation(row, columns, where)
@@ -226,8 +229,11 @@ def _parse_row(row: Row | DataError, columns: Columns, where: str) -> Example:
         ) from error
     given = row.get(columns.id) if columns.id else None
     contributor = _required(row, columns.contributor, where) if columns.contributor else None
+    if given in (None, ""):
+        copies[own_id] += 1
+        given = own_id if copies[own_id] == 1 else f"{own_id}-{copies[own_id]}"  # a copy is a row of its own, counted later
     return Example(
-        id=own_id if given in (None, "") else str(given),
+        id=str(given),
         context=context,
         response=response,
         contributor=None if contributor is None else str(contributor),

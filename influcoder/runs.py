@@ -24,7 +24,17 @@ from typing import Any
 from influcoder.errors import RunError
 
 SCHEMA_VERSION = 1
-RECORDED_PACKAGES = ("influcoder", "numpy", "torch", "transformers", "sentence-transformers", "lightning", "peft", "onnxruntime")
+RECORDED_PACKAGES = (
+    "influcoder",
+    "numpy",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "lightning",
+    "peft",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
 
 
 @dataclass
@@ -35,6 +45,8 @@ class Run:
     """temporary folder; renamed to its final place when the block ends without error"""
     facts: dict[str, Any] = field(default_factory=dict)
     """goes into run.json: fingerprints of inputs, seeds, figures"""
+    worth_resuming: bool = False
+    """set by a resumable stage once the folder holds work that an error should not cost"""
 
 
 @contextmanager
@@ -45,8 +57,8 @@ def create_run(output: Path, stage: str, config_yaml: str, *, resume: bool = Fal
         output: final place; must not exist.
         stage: teacher, student, eval or attribution; readers ask for it.
         config_yaml: the resolved config.
-        resume: keep the unfinished folder after an error and continue it when the config is the same;
-            otherwise an unfinished folder is removed.
+        resume: go on in an unfinished folder when the config is the same, instead of beginning anew. After an error
+            the folder is kept if the stage called it worth resuming, so that bad input leaves nothing behind.
 
     Raises:
         RunError: when `output` exists, or an unfinished run there has another config.
@@ -56,18 +68,19 @@ def create_run(output: Path, stage: str, config_yaml: str, *, resume: bool = Fal
     partial = partial_folder(output)
     if partial.exists() and not resume:
         shutil.rmtree(partial)
-    if partial.exists():
+    resumed = partial.exists()
+    if resumed:
         _check_same_config(partial, config_yaml)
     else:
         partial.mkdir(parents=True)
         write_text_atomic(partial / "config.yaml", config_yaml)
-    run, started = Run(folder=partial), time.monotonic()
+    run, started = Run(folder=partial, worth_resuming=resumed), time.monotonic()
     try:
         yield run
         record = _describe(stage, time.monotonic() - started) | run.facts
         write_text_atomic(partial / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     except BaseException:
-        if not resume:
+        if not run.worth_resuming:
             shutil.rmtree(partial, ignore_errors=True)
         raise
     os.replace(partial, output)

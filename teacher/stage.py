@@ -59,6 +59,7 @@ def run(config: TeacherConfig, resolved_yaml: str) -> None:
         made.facts |= {f"{side}_fingerprint": fingerprint(examples) for side, examples in sides.items()}
         projector = GradientProjector(decoder, config.gradients, config.seeds)
         tokenized = {side: tokenize(examples, decoder) for side, examples in sides.items()}
+        made.worth_resuming = True
         for side, examples in sides.items():
             store = Side(side, examples, tokenized[side], config.method, made.facts["decoder_fingerprint"])
             write_features(made.folder / "features", store, projector)

@@ -319,3 +319,10 @@ def test_impossible_settings_are_refused() -> None:
         DataSource(paths=("a.jsonl",), limit=0)
     with pytest.raises(ConfigError, match="columns: name `prompt` and `response`, or `text`, or `messages`"):
         Columns(response=None)
+
+
+def test_copies_without_ids_are_rows_of_their_own(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "pool.jsonl", [{"prompt": "p", "response": "r"}] * 3 + [{"prompt": "q", "response": "r"}])
+    ids = [example.id for example in read_examples(DataSource(paths=(str(tmp_path / "pool.jsonl"),)))]
+    assert len(set(ids)) == 4
+    assert ids[1:3] == [f"{ids[0]}-2", f"{ids[0]}-3"]

@@ -16,6 +16,7 @@ def make(output: Path, *, config: str = CONFIG, resume: bool = False, fail: Base
     with create_run(output, "teacher", config, resume=resume) as run:
         (run.folder / "work.txt").write_text("done")
         run.facts["seeds"] = [0, 1]
+        run.worth_resuming = resume
         if fail is not None:
             raise fail
 
@@ -59,6 +60,12 @@ def test_resume_keeps_the_work_and_goes_on(tmp_path: Path) -> None:
         assert (run.folder / "work.txt").read_text() == "done"
     assert (output / "work.txt").exists()
     assert not partial_folder(output).exists()
+
+
+def test_an_error_before_any_work_leaves_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="boom"), create_run(tmp_path / "run", "teacher", CONFIG, resume=True):
+        raise ValueError("boom")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_resume_unfinished_work_is_dropped(tmp_path: Path) -> None:
