@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from eval.judged import Judged
 from eval.methods import MethodScores, from_row_values, from_vectors, unit
 from influcoder.examples import Example
-from influcoder.influence.decoder import Decoder, DecoderConfig, load_decoder, tokenize
+from influcoder.influence.decoder import Decoder, DecoderConfig, load_decoder
 from influcoder.influence.representations import hidden_states
+from influcoder.influence.tokens import tokenize
 
 WORD = r"(?u)\b\w+\b"
 """bm25s would drop words of one letter, hence digits"""

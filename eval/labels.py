@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from eval.config import LabelsConfig
 from influcoder.errors import DataError
 from influcoder.examples import Example
-from influcoder.readers import Row, read_columns
+from influcoder.file_formats import Row
+from influcoder.readers import read_columns
 
 YES, NO = {"1", "1.0", "true"}, {"0", "0.0", "false"}
 """how files of any kind write a truth value, lower-cased"""

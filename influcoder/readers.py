@@ -1,4 +1,4 @@
-"""Reading rows: jsonl, jsonl.gz, csv, parquet, a `datasets` folder, or a Hugging Face hub id.
+"""Reading rows: which columns mean what, and what counts as malformed. `file_formats.py` opens the files.
 
 Only the columns that the config names are looked at; labels may stand beside them and stay unread.
 A malformed row is an error in training (`on_bad_row="refuse"`) and is handed back in attribution (`"set_aside"`).
@@ -6,23 +6,15 @@ A malformed row is an error in training (`on_bad_row="refuse"`) and is handed ba
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from influcoder.errors import ConfigError, DataError, require
+from influcoder.errors import ConfigError, DataError
 from influcoder.examples import ROLES, Example, Turn, check_unique, content_hash
+from influcoder.file_formats import Row, iterate_rows
 
-Row = dict[str, Any]
 OnBadRow = Literal["refuse", "set_aside"]
 
 
@@ -102,7 +94,7 @@ def iterate_examples(source: DataSource, on_bad_row: OnBadRow = "refuse") -> Ite
     count = 0
     copies: Counter[str] = Counter()
     for path in source.paths:
-        for where, row in _iterate_rows(path, source.split):
+        for where, row in iterate_rows(path, source.split):
             if source.limit is not None and count >= source.limit:
                 return
             count += 1
@@ -123,7 +115,7 @@ def read_columns(source: DataSource, names: tuple[str, ...]) -> dict[str, Row]:
     labels: dict[str, Row] = {}
     copies: Counter[str] = Counter()
     for path in source.paths:
-        for where, row in _iterate_rows(path, source.split):
+        for where, row in iterate_rows(path, source.split):
             if isinstance(row, DataError):
                 raise row
             missing = [name for name in names if name not in row]
@@ -131,88 +123,6 @@ def read_columns(source: DataSource, names: tuple[str, ...]) -> dict[str, Row]:
                 raise DataError(f"{where}: no column {missing[0]!r}; it has {_listed(row)}; name one of those in the config")
             labels[_parse_row(row, source.columns, where, copies).id] = {name: row[name] for name in names}
     return labels
-
-
-def _iterate_rows(path: str, split: str) -> Iterator[tuple[str, Row | DataError]]:
-    file = Path(path)
-    if file.is_file():
-        for suffix, reader in _FILE_READERS.items():
-            if file.name.endswith(suffix):
-                yield from reader(file)
-                return
-        raise DataError(f"{path}: unknown kind of file; expected one of {', '.join(_FILE_READERS)}")
-    if file.is_dir() or _looks_like_hub_id(path):
-        yield from _read_dataset(path, split)
-        return
-    raise DataError(f"{path}: no such file or folder; expected {', '.join(_FILE_READERS)}, a `datasets` folder or a hub id")
-
-
-def _looks_like_hub_id(path: str) -> bool:
-    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not path.endswith(tuple(_FILE_READERS))
-
-
-def _read_jsonl(file: Path) -> Iterator[tuple[str, Row | DataError]]:
-    opener = gzip.open if file.name.endswith(".gz") else open
-    try:
-        with opener(file, "rt", encoding="utf-8-sig") as lines:  # -sig: some editors put a byte order mark first
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{file}:{number}"
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    yield where, DataError(f"{where}: not JSON ({error.msg}); expected one object a line; mend or drop the line")
-                    continue
-                if isinstance(row, dict):
-                    yield where, row
-                else:
-                    yield where, DataError(f"{where}: a JSON {type(row).__name__}; expected one object a line")
-    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
-        raise DataError(f"{file}: cannot be read ({error}); expected UTF-8 JSON lines; write the file again") from error
-
-
-def _read_csv(file: Path) -> Iterator[tuple[str, Row | DataError]]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:  # -sig: spreadsheets put a byte order mark first
-            for number, row in enumerate(csv.DictReader(lines), 1):
-                where = f"{file}: row {number}"
-                if None in row or None in row.values():
-                    yield where, DataError(f"{where}: its cells do not match the header; expected {len(row) - (None in row)} cells")
-                else:
-                    yield where, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read ({error}); expected UTF-8 csv with a header") from error
-
-
-def _read_parquet(file: Path) -> Iterator[tuple[str, Row | DataError]]:
-    try:
-        number = 0
-        with pq.ParquetFile(file) as table:
-            for batch in table.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{file}: row {number}", row
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{file}: cannot be read as parquet ({error}); write the file again") from error
-
-
-def _read_dataset(path: str, split: str) -> Iterator[tuple[str, Row | DataError]]:
-    datasets = require("datasets", "train")
-    try:
-        loaded = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path, split=split)
-    except Exception as error:  # the hub client raises many kinds; all mean: not to be had
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: cannot be loaded as a dataset, split {split!r} ({reason}); check the name and the network") from error
-    if isinstance(loaded, dict):
-        if split not in loaded:
-            raise DataError(f"{path}: no split {split!r}; it has {', '.join(loaded)}; set `split` to one of those")
-        loaded = loaded[split]
-    for number, row in enumerate(loaded, 1):
-        yield f"{path}[{split}]: row {number}", row
-
-
-_FILE_READERS = {".jsonl": _read_jsonl, ".jsonl.gz": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
 
 
 def _parse_row(row: Row | DataError, columns: Columns, where: str, copies: Counter[str]) -> Example:

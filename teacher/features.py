@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from influcoder.examples import Example, fingerprint
 from influcoder.features import Manifest, create_store, has_shard, write_shard
-from influcoder.influence.decoder import TokenizedRow
 from influcoder.influence.gradients import GradientProjector
+from influcoder.influence.tokens import TokenizedRow
 
 
 @dataclass(frozen=True)

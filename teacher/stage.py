@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from influcoder.errors import RunError
 from influcoder.examples import Example, fingerprint, load_examples, write_examples
 from influcoder.features import Features, load_features
-from influcoder.influence.decoder import Decoder, DecoderConfig, fingerprint_model, load_decoder, tokenize
+from influcoder.influence.decoder import Decoder, DecoderConfig, fingerprint_model, load_decoder
 from influcoder.influence.finetune import finetune
 from influcoder.influence.gradients import GradientProjector
+from influcoder.influence.tokens import tokenize
 from influcoder.metrics import per_query_spearman
 from influcoder.readers import read_examples
 from influcoder.runs import create_run

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
 
 from influcoder.errors import ConfigError
-from influcoder.influence.decoder import Decoder, TokenizedRow, pad, pad_token_id, row_losses, token_batches
+from influcoder.influence.decoder import Decoder
+from influcoder.influence.tokens import TokenizedRow, pad, pad_token_id, row_losses, token_batches
 
 
 @dataclass(frozen=True, kw_only=True)

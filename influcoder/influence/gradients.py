@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from influcoder.errors import ConfigError
 from influcoder.influence.capture import capture_linear, outer_sum
-from influcoder.influence.decoder import Decoder, TokenizedRow, pad, pad_token_id, row_losses, token_batches
+from influcoder.influence.decoder import Decoder
 from influcoder.influence.projection import CountSketch, lora_a
+from influcoder.influence.tokens import TokenizedRow, pad, pad_token_id, row_losses, token_batches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from influcoder.influence.decoder import Decoder, TokenizedRow, pad, pad_token_id, token_batches
+from influcoder.influence.decoder import Decoder
+from influcoder.influence.tokens import TokenizedRow, pad, pad_token_id, token_batches
 
 
 @torch.no_grad()

@@ -7,19 +7,8 @@ import torch
 
 from influcoder.errors import ConfigError, DataError
 from influcoder.examples import Example, Turn
-from influcoder.influence.decoder import (
-    Decoder,
-    DecoderConfig,
-    FreshDecoder,
-    TokenizedRow,
-    fingerprint_model,
-    load_decoder,
-    make_fresh_decoder,
-    pad,
-    row_losses,
-    token_batches,
-    tokenize,
-)
+from influcoder.influence.decoder import Decoder, DecoderConfig, FreshDecoder, fingerprint_model, load_decoder, make_fresh_decoder
+from influcoder.influence.tokens import TokenizedRow, pad, row_losses, token_batches, tokenize
 from tests.influcoder.tiny_decoders import ROWS, SMALL, example, fresh_decoder
 
 CPU = torch.device("cpu")

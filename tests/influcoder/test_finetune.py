@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from influcoder.errors import ConfigError
-from influcoder.influence.decoder import Decoder, fingerprint_model, pad, row_losses, tokenize
+from influcoder.influence.decoder import Decoder, fingerprint_model
 from influcoder.influence.finetune import FinetuneConfig, finetune
+from influcoder.influence.tokens import pad, row_losses, tokenize
 from influcoder.training import make_trainer, silence_hints
 from tests.influcoder.tiny_decoders import ROWS, fresh_decoder
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from influcoder.errors import ConfigError
-from influcoder.influence.decoder import Decoder, TokenizedRow, pad, row_losses, tokenize
+from influcoder.influence.decoder import Decoder
 from influcoder.influence.gradients import GradientConfig, GradientProjector, frozen, gradient_layers
 from influcoder.influence.projection import CountSketch, lora_a
+from influcoder.influence.tokens import TokenizedRow, pad, row_losses, tokenize
 from tests.influcoder.tiny_decoders import ROWS, fresh_decoder, grouped_decoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT's own

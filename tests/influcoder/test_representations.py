@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from influcoder.examples import Example, Turn
-from influcoder.influence.decoder import Decoder, FreshDecoder, make_fresh_decoder, tokenize
+from influcoder.influence.decoder import Decoder, FreshDecoder, make_fresh_decoder
 from influcoder.influence.representations import hidden_states
+from influcoder.influence.tokens import tokenize
 
 ROWS = [
     Example(id=str(size), context=(Turn(role="user", content="Count to " + str(size)),), response=" ".join(map(str, range(1, size))))

@@ -15,9 +15,10 @@ import teacher.features
 from influcoder.errors import DataError, RunError
 from influcoder.examples import fingerprint, load_examples
 from influcoder.features import load_features, write_shard
-from influcoder.influence.decoder import DecoderConfig, FreshDecoder, fingerprint_model, load_decoder, tokenize
+from influcoder.influence.decoder import DecoderConfig, FreshDecoder, fingerprint_model, load_decoder
 from influcoder.influence.finetune import FinetuneConfig
 from influcoder.influence.gradients import GradientConfig, GradientProjector
+from influcoder.influence.tokens import tokenize
 from influcoder.program import run_program
 from influcoder.readers import Columns, DataSource
 from influcoder.runs import open_run
