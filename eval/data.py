@@ -19,6 +19,7 @@ from influcoder.examples import Example, fingerprint, load_examples
 from influcoder.features import Features, load_features
 from influcoder.influence.decoder import DecoderConfig
 from influcoder.runs import open_run
+from influcoder.scores import Scores, load_scores
 from influcoder.text_format import TextFormat, load_text_format
 
 
@@ -49,6 +50,17 @@ class TeacherRun:
                 "run the teacher again"
             )
         return features
+
+    def scores(self, seed: int) -> Scores:
+        """Load the task queries' scores of all rows.
+
+        Raises:
+            RunError: when they are missing or belong to other queries or rows.
+        """
+        folder = self.folder / "scores" / f"seed-{seed}"
+        scores = load_scores(folder)
+        scores.check_ids([query.id for query in self.queries], [row.id for row in self.rows], str(folder))
+        return scores
 
     def decoder_config(self, device: str) -> DecoderConfig:
         """Return how to load the decoder whose gradients were taken: from inside the run, or by hub id or folder."""

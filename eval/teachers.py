@@ -15,10 +15,13 @@ from influcoder.examples import Example
 
 
 def teacher_scores(teacher: TeacherRun, judged: Judged, seed: int) -> MethodScores:
-    """Return the cosine of projected gradients under one seed."""
+    """Return what the teacher wrote under one seed: row features for fidelity, scores of the task queries for the task."""
     rows = teacher.features(seed, "rows").select([row.id for row in judged.rows])
-    queries = teacher.features(seed, "queries").select([query.id for query in judged.task_queries]) if judged.task_queries else None
-    return from_vectors(judged, rows, queries)
+    fidelity = from_vectors(judged, rows, None)
+    if not judged.task_queries:
+        return fidelity
+    scores = teacher.scores(seed)
+    return replace(fidelity, task=scores.select([query.id for query in judged.task_queries], [row.id for row in judged.rows]))
 
 
 def mean_teacher_scores(teacher: TeacherRun, train: Sequence[Example], seed: int) -> NDArray[np.float32]:

@@ -38,6 +38,12 @@ class Scores:
             query, row = (int(index) for index in np.argwhere(~np.isfinite(self.values))[0])
             raise RunError(f"scores: not finite for query {self.query_ids[query]!r}, row {self.row_ids[row]!r}; expected numbers")
 
+    def select(self, query_ids: Sequence[str], row_ids: Sequence[str]) -> NDArray[np.float32]:
+        """Return the scores of these queries and rows, in that order; every id must be here."""
+        queries = {query_id: place for place, query_id in enumerate(self.query_ids)}
+        rows = {row_id: place for place, row_id in enumerate(self.row_ids)}
+        return self.values[np.ix_([queries[query_id] for query_id in query_ids], [rows[row_id] for row_id in row_ids])]
+
     def check_ids(self, query_ids: Sequence[str], row_ids: Sequence[str], where: str) -> None:
         """Refuse scores that belong to other queries or rows.
 

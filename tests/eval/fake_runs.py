@@ -23,6 +23,7 @@ from influcoder.features import Manifest, create_store, write_shard
 from influcoder.influence.decoder import FreshDecoder, make_fresh_decoder
 from influcoder.readers import DataSource
 from influcoder.runs import create_run
+from influcoder.scores import Scores, save_scores
 from influcoder.text_format import TextFormat, save_text_format
 
 WORDS = np.array([first + last for first in ("ba", "du", "ki", "lo", "me", "ra", "su", "ti") for last in ("n", "rk", "sh", "tt", "x")])
@@ -94,6 +95,13 @@ def make_features(folder: Path, examples: Sequence[Example], vectors: NDArray[np
     write_shard(folder, 0, vectors)
 
 
+def make_scores(folder: Path, rows: Sequence[Example], queries: Sequence[Example], values: NDArray[np.float32], seed: int) -> None:
+    """Write the scores of the task queries."""
+    query_ids, row_ids = tuple(query.id for query in queries), tuple(row.id for row in rows)
+    scores = Scores(values=values, query_ids=query_ids, row_ids=row_ids, method="influcoder", seed=seed, decoder_fingerprint="d" * 16)
+    save_scores(folder, scores)
+
+
 def make_teacher(folder: Path, rows: Sequence[Example], queries: Sequence[Example]) -> None:
     """Write a teacher run of two seeds that mostly agree."""
     with create_run(folder, "teacher", "") as run:
@@ -110,6 +118,8 @@ def make_teacher(folder: Path, rows: Sequence[Example], queries: Sequence[Exampl
             noisy = exact + 0.1 * random.normal(size=exact.shape).astype(np.float32)
             make_features(run.folder / "features" / f"seed-{seed}" / "rows", rows, noisy[: len(rows)], seed)
             make_features(run.folder / "features" / f"seed-{seed}" / "queries", queries, noisy[len(rows) :], seed)
+            unit = noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
+            make_scores(run.folder / "scores" / f"seed-{seed}", rows, queries, unit[len(rows) :] @ unit[: len(rows)].T, seed)
         run.facts = {
             "method": "influcoder",
             "seeds": [0, 1],

@@ -87,3 +87,7 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     save_scores(tmp_path, SCORES)
     np.save(tmp_path / "scores.npy", np.array([[{"a": 1}]], dtype=object), allow_pickle=True)
     assert refusal(tmp_path).startswith(f"{tmp_path}: not readable scores")
+
+
+def test_select_takes_queries_and_rows_in_the_order_asked() -> None:
+    np.testing.assert_array_equal(SCORES.select(["q2"], ["c", "a"]), SCORES.values[[1]][:, [2, 0]])
