@@ -20,6 +20,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils.logging import disable_progress_bar
 
 from influcoder.errors import ConfigError, InflucoderError
@@ -56,11 +57,12 @@ def make_trainer(settings: Mapping[str, Any], folder: Path, callbacks: Sequence[
     chosen: dict[str, Any] = defaults | dict(settings)
     loggers = [CSVLogger(folder, name="log", version=""), *_instances(chosen.pop("logger", None), "logger")]
     every = [*callbacks, *_instances(chosen.pop("callbacks", None), "callbacks")]
-    # checkpoints of Lightning are pickles; the stages keep what they need as safetensors
+    if chosen.get("enable_checkpointing"):
+        raise ConfigError("trainer.enable_checkpointing: true would write pickles; expected false or nothing, the stages save safetensors")
     ours: dict[str, Any] = {"enable_checkpointing": False, "enable_model_summary": False, "default_root_dir": folder}
     try:
         return Trainer(logger=loggers, callbacks=every, **(ours | chosen))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {error}; expected arguments of lightning.pytorch.Trainer") from error
 
 

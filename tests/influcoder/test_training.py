@@ -89,3 +89,13 @@ def test_hints_are_silent_and_other_warnings_are_not() -> None:
         with pytest.raises(UserWarning, match="loss is nan"):
             warnings.warn("loss is nan", stacklevel=1)
     assert not caught
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"enable_checkpointing": True}, {"callbacks": {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}}],
+)
+def test_pickled_checkpoints_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="checkpoint") as caught:
+        make_trainer(QUIET | settings, tmp_path)
+    assert "\n" not in str(caught.value)
