@@ -5,10 +5,10 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fix bench clean
+.PHONY: help install demo test check fix bench-eval clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## make .venv and install the checkout with the pinned versions
 
@@ -36,8 +36,8 @@ fix: install ## mend what the linters can mend, and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: install ## the real run: instruction data with planted poison, a 6M decoder, MiniLM
-	@$(OFFLINE) $(BIN)/python -m benchmarks.real_run
+bench-eval: install ## the real run: planted rows in instruction data, an 8M decoder, MiniLM, every floor; 40 minutes
+	@$(OFFLINE) $(BIN)/python -m benchmarks.bench_eval
 
 clean: ## remove caches and builds; runs/ and .venv stay
 	rm -rf build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

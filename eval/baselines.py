@@ -5,56 +5,79 @@ teacher     the target of fidelity
 student     what is judged
 reference   other students, named in the config
 floor       what needs no distillation; a student that is not above them has learnt nothing of use
+control     shuffled_target: a student that must not be above the floors
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 
-from eval.data import StudentRun, TeacherRun
-from eval.encoders import Embedder, encoder_scores, query_blind_scores
-from eval.floors import bm25_scores, length_scores, random_scores, rep_sim_scores
-from eval.judged import Judged, select_train_rows
-from eval.methods import MethodGroup, MethodScores, Role
-from eval.teachers import mean_teacher_scores, teacher_groups
+import numpy as np
+
+from eval.data import TeacherRun
+from eval.encoders import Embedder, encoder_scores, query_blind_scores, student_scores
+from eval.floors import bm25_scores, decoder_scores, length_scores, random_scores
+from eval.judged import Judged
+from eval.methods import Cost, MethodGroup, MethodScores, Role
+from eval.students import Student
+from eval.teachers import mean_training_scores, teacher_groups
+from influcoder.influence.decoder import load_decoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestants:
+    """Everything that is judged."""
+
+    teacher: TeacherRun
+    student: Student
+    references: Mapping[str, Student]
+    control: Student | None
+    """of shuffled targets"""
 
 
 def method_groups(
-    teacher: TeacherRun,
-    student: StudentRun,
-    references: dict[str, StudentRun],
-    judged: Judged,
-    *,
-    target: MethodScores,
-    seed: int,
-    device: str,
+    contestants: Contestants, judged: Judged, *, target: MethodScores, teacher_cost: Cost, seed: int, device: str
 ) -> list[MethodGroup]:
     """Return every method of the table, none of them computed yet.
 
     Args:
-        teacher: the run that gives target, ceiling and decoder.
-        student: the run that is judged.
-        references: other students by name.
+        contestants: teacher and students.
         judged: what they are all asked.
         target: the teacher's scores under its first seed.
+        teacher_cost: what the teacher's gradients cost.
         seed: of the random floor.
         device: of encoders and decoder.
     """
-    embedder = Embedder(teacher.text_format, device)
-    groups = teacher_groups(teacher, judged, target)
+    teacher, student = contestants.teacher, contestants.student
+    groups = teacher_groups(teacher, judged, target, teacher_cost)
 
     def add(name: str, role: Role, compute: partial[MethodScores]) -> None:
         groups.append(MethodGroup(name=name, role=role, compute=lambda: {name: compute()}))
 
-    add("student", "student", partial(encoder_scores, embedder, student.folder / "encoder", judged))
-    for name, run in references.items():
-        add(name, "reference", partial(encoder_scores, embedder, run.folder / "encoder", judged))
-    add("untrained_encoder", "floor", partial(encoder_scores, embedder, student.folder / "initial_encoder", judged))
-    train = select_train_rows(teacher, student)
-    mean_target = partial(mean_teacher_scores, teacher, train, teacher.record["seeds"][0])
-    add("query_blind", "floor", partial(query_blind_scores, embedder, student.folder / "encoder", judged, train, mean_target))
+    def add_student(name: str, role: Role, judged_student: Student) -> None:
+        setup = _setup_seconds(judged_student, teacher_cost)
+        add(name, role, partial(student_scores, Embedder(teacher.text_format, device), judged_student, judged, setup))
+
+    add_student("student", "student", student)
+    for name, reference in contestants.references.items():
+        add_student(name, "reference", reference)
+    if contestants.control is not None:
+        add_student("shuffled_target", "control", contestants.control)
+    embedder = Embedder(teacher.text_format, device)
+    add("untrained_encoder", "floor", partial(encoder_scores, embedder, student.first[0].folder / "initial_encoder", judged))
+    add("query_blind", "floor", partial(query_blind_scores, embedder, student, judged, partial(mean_training_scores, teacher)))
     add("bm25", "floor", partial(bm25_scores, judged))
-    groups.append(MethodGroup(name="rep_sim", role="floor", compute=partial(rep_sim_scores, teacher.decoder_config(device), judged)))
+    load = partial(load_decoder, teacher.decoder_config(device), [], 0)
+    groups.append(MethodGroup(name="decoder forward", role="floor", compute=partial(decoder_scores, load, judged)))
     add("length", "floor", partial(length_scores, judged))
     add("random", "floor", partial(random_scores, judged, seed))
     return groups
+
+
+def _setup_seconds(student: Student, teacher_cost: Cost) -> float:
+    """Return what one run of a student took before its first row: gradients of the rows to distil, and the distillation."""
+    runs = [run for seed in student.runs for run in seed]
+    distilled = np.mean([np.isin(run.parts, ["train", "validation"]).sum() for run in runs])
+    return float(distilled * teacher_cost.seconds_per_1000 / 1000 + np.mean([run.record["seconds"] for run in runs]))

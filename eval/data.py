@@ -113,7 +113,7 @@ def load_student(folder: Path, teacher: TeacherRun) -> StudentRun:
     Raises:
         RunError: when it is missing, unfinished, or belongs to other rows, another teacher or another text format.
     """
-    record = open_run(folder, "student")
+    record = {"seed": 0, "folds": None, "fold": 0, "shuffle_target": False} | open_run(folder, "student")
     expected = {
         "rows_fingerprint": teacher.record["rows_fingerprint"],
         "decoder_fingerprint": teacher.record["decoder_fingerprint"],
@@ -130,20 +130,6 @@ def load_student(folder: Path, teacher: TeacherRun) -> StudentRun:
     if text_format != teacher.text_format:
         raise RunError(f"{folder / 'encoder'}: {text_format}, but {teacher.folder} has {teacher.text_format}; run the student again")
     return StudentRun(folder=folder, record=record, parts=_load_parts(folder / "split.parquet", teacher))
-
-
-def check_same_split(first: StudentRun, second: StudentRun) -> None:
-    """Refuse two students that were not distilled on the same rows: one may have seen what the other is judged on.
-
-    Raises:
-        RunError: naming both runs and the number of rows that differ.
-    """
-    differing = int((first.parts != second.parts).sum())
-    if differing:
-        raise RunError(
-            f"{second.folder}: {differing} of {len(second.parts)} rows stand on another side of the split than in {first.folder}; "
-            "expected the same split; train both students with the same split settings"
-        )
 
 
 def _load_parts(path: Path, teacher: TeacherRun) -> NDArray[np.str_]:

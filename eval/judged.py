@@ -1,24 +1,41 @@
-"""What is judged: the test rows, split into fidelity queries and candidates, and the task's queries and answers.
+"""What is judged: test rows, in folds when the students are cross-fitted, and the questions that are asked about them.
 
-Q fidelity queries, C candidates, T task queries, N = Q + C test rows in a seeded random order, so that "ties keep the row
-order" favours nobody; the first Q are the queries.
+The N judged rows stand in a seeded random order, so that "ties keep the row order" favours nobody. A fidelity query is a row;
+its candidates are the other rows of its fold that are no queries. Scores of rows of two folds come from two encoders and are
+never compared: every figure is taken within a fold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.data import StudentRun, TeacherRun
-from eval.labels import Labels
+from eval.tasks import Task
 from influcoder.errors import DataError
 from influcoder.examples import Example
 
+Positions = NDArray[np.int64]
 MIN_QUERIES, MIN_CANDIDATES = 2, 3
 """below these there is neither an interval nor a rank correlation"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Rows that one student a seed has not seen: positions among the judged rows."""
+
+    queries: Positions
+    """(Q,) fidelity queries"""
+    candidates: Positions
+    """(C,) rows that they rank"""
+
+    @cached_property
+    def rows(self) -> Positions:
+        """All rows of the fold, ascending."""
+        return np.sort(np.concatenate([self.queries, self.candidates]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,64 +43,76 @@ class Judged:
     """Test rows and the questions about them."""
 
     rows: Sequence[Example]
-    """N test rows, the fidelity queries first"""
-    num_queries: int
-    """Q"""
+    """N"""
+    folds: tuple[Fold, ...]
+    """they cover the rows"""
+    task_queries: Sequence[Example] = ()
+    """T queries of all tasks"""
     groups: NDArray[np.str_] | None = None
     """(N,) kind of each row; None without such a label"""
-    task_queries: Sequence[Example] = ()
-    """T queries whose rows are to be found; empty without a task"""
-    positive: NDArray[np.bool_] | None = None
-    """(N,) rows that the task wants found; None without a task"""
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+
+    @cached_property
+    def fidelity_queries(self) -> Positions:
+        """(Q,) positions of all folds' fidelity queries, fold by fold: the first that ask."""
+        return np.concatenate([fold.queries for fold in self.folds])
 
     @property
-    def queries(self) -> Sequence[Example]:
-        """The Q fidelity queries."""
-        return self.rows[: self.num_queries]
+    def num_asking(self) -> int:
+        """A: fidelity queries and task queries."""
+        return len(self.fidelity_queries) + len(self.task_queries)
 
     @property
-    def candidates(self) -> Sequence[Example]:
-        """The C rows that the fidelity queries rank."""
-        return self.rows[self.num_queries :]
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) characters of each response."""
+        return np.array([len(row.response) for row in self.rows])
 
-    @property
-    def weights(self) -> NDArray[np.float64]:
-        """(T,) +1 for wanted behaviour, -1 for contrast."""
-        return np.array([query.weight for query in self.task_queries])
+    def asking(self, number: int) -> slice:
+        """Return which of the A askers are the fidelity queries of a fold."""
+        start = sum(len(fold.queries) for fold in self.folds[:number])
+        return slice(start, start + len(self.folds[number].queries))
 
-
-def select_test_rows(teacher: TeacherRun, student: StudentRun, seed: int) -> list[Example]:
-    """Return the rows of the test part in a seeded random order."""
-    places = np.flatnonzero(student.parts == "test")
-    return [teacher.rows[place] for place in np.random.default_rng(seed).permutation(places)]
+    def task_asking(self, task: Task) -> Positions:
+        """Return which of the A askers are the queries of a task."""
+        return len(self.fidelity_queries) + task.queries
 
 
-def select_train_rows(teacher: TeacherRun, student: StudentRun) -> list[Example]:
-    """Return the rows that the distillation trained on."""
-    return [teacher.rows[place] for place in np.flatnonzero(student.parts == "train")]
+def draw_folds(fold_of: NDArray[np.int64], num_queries: int, seed: int) -> tuple[Fold, ...]:
+    """Choose the fidelity queries: `num_queries` shared by the folds, at most half of a fold.
 
-
-def make_judged(rows: Sequence[Example], task_queries: Sequence[Example], labels: Labels, num_queries: int) -> Judged:
-    """Take at most half of the rows as fidelity queries, and the task when it has answers.
+    Args:
+        fold_of: (N,) fold of each judged row, 0 to K - 1.
+        num_queries: of all folds together.
+        seed: of the choice.
 
     Raises:
-        DataError: when the test rows are too few, hold no positive or nothing else, or the task has no queries.
+        DataError: when a fold has too few rows.
     """
-    chosen = min(num_queries, len(rows) // 2)
-    if chosen < MIN_QUERIES or len(rows) - chosen < MIN_CANDIDATES:
-        raise DataError(f"test split: {len(rows)} rows; expected at least {MIN_QUERIES + MIN_CANDIDATES}; raise split.test of the student")
-    if labels.positive is not None:
-        if not task_queries:
-            raise DataError("labels.positive is set, but the teacher run has no queries; run the teacher with queries, or set it to null")
-        if not 0 < labels.positive.sum() < len(rows):
+    random, folds = np.random.default_rng([seed, 0]), []
+    count = int(fold_of.max(initial=0)) + 1
+    for number in range(count):
+        rows = np.flatnonzero(fold_of == number)
+        chosen = min(-(-num_queries // count), len(rows) // 2)
+        if chosen < MIN_QUERIES or len(rows) - chosen < MIN_CANDIDATES:
             raise DataError(
-                f"labels: {labels.positive.sum()} of {len(rows)} test rows are positive; expected some and not all; "
-                "check the column, or raise split.test of the student"
+                f"test split: {len(rows)} rows; expected at least {MIN_QUERIES + MIN_CANDIDATES}; raise split.test of the student"
             )
-    return Judged(
-        rows=rows,
-        num_queries=chosen,
-        groups=labels.groups,
-        task_queries=task_queries if labels.positive is not None else (),
-        positive=labels.positive,
-    )
+        queries = np.sort(random.choice(rows, chosen, replace=False))
+        folds.append(Fold(queries=queries, candidates=np.setdiff1d(rows, queries)))
+    return tuple(folds)
+
+
+def check_tasks(judged: Judged) -> None:
+    """Refuse a task that has nothing to find, or nothing else, among the rows of some fold: there is no figure within it.
+
+    Raises:
+        DataError: naming task and fold.
+    """
+    for name, task in judged.tasks.items():
+        for number, fold in enumerate(judged.folds):
+            found, among = int(task.positive[fold.rows].sum()), int(task.candidates[fold.rows].sum())
+            if task.kind != "retrieval" and not 0 < found < among:
+                raise DataError(
+                    f"tasks.{name}: {found} of {among} judged rows of fold {number} are positive; expected some and not all in every fold; "
+                    "take fewer folds, or leave the task out"
+                )

@@ -1,6 +1,6 @@
-"""What a method of ranking gives: one score matrix a question. Larger = the row helps the query more.
+"""What a method of ranking gives: scores of every judged row for every query that asks. Larger = the row helps the query more.
 
-Q fidelity queries, C candidates, T task queries, N = Q + C test rows, D dimensions.
+S student seeds (1 for all other methods), A queries that ask (fidelity queries first, then the task queries), N judged rows.
 """
 
 from __future__ import annotations
@@ -15,22 +15,37 @@ from numpy.typing import NDArray
 from eval.judged import Judged
 
 Array = NDArray[np.floating]
-Role = Literal["ceiling", "teacher", "student", "reference", "floor"]
+Role = Literal["ceiling", "teacher", "student", "reference", "floor", "control"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a method asks for."""
+
+    setup_seconds: float = 0.0
+    """before the first row: gradients of the rows to distil and the distillation itself; loading a model is not counted"""
+    seconds_per_1000: float
+    """to score 1 000 rows, measured here"""
+    bytes_per_row: float
+    """of an index that answers any later query"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodScores:
     """A method's answers."""
 
-    fidelity: Array | None
-    """(Q, C); None for the method that the others are measured against"""
-    task: Array | None
-    """(T, N); None without a task"""
+    asked: Array
+    """(S, A, N); NaN where a cross-fitted student is not asked: rows of a fold for fidelity queries of another"""
+    own: Array | None = None
+    """(N,) influence of each row on itself, or what stands in for it; None for a method that has none"""
+    cost: Cost | None = None
+    folds: tuple[int, ...] | None = None
+    """folds it was asked about; None: all"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodGroup:
-    """Methods that share their computation, hence their time."""
+    """Methods that share their computation."""
 
     name: str
     """for the progress bar"""
@@ -39,21 +54,16 @@ class MethodGroup:
     """method name -> scores"""
 
 
-def from_vectors(judged: Judged, rows: Array, task_queries: Array | None) -> MethodScores:
-    """Score by dot product: rows `(N, D)`, task queries `(T, D)` or None."""
-    return MethodScores(
-        fidelity=rows[: judged.num_queries] @ rows[judged.num_queries :].T,
-        task=None if task_queries is None else task_queries @ rows.T,
-    )
+def ask(judged: Judged, rows: Array, queries: Array) -> NDArray[np.float32]:
+    """Score by dot product, `(1, A, N)`: rows `(N, D)`, task queries `(T, D)`."""
+    asking = np.concatenate([rows[judged.fidelity_queries], queries]) if len(queries) else rows[judged.fidelity_queries]
+    scores: NDArray[np.float32] = (asking @ rows.T)[None].astype(np.float32)
+    return scores
 
 
-def from_row_values(judged: Judged, values: Array) -> MethodScores:
-    """Give every query the same score of a row: values `(N,)`."""
-    candidates = values[judged.num_queries :]
-    return MethodScores(
-        fidelity=np.broadcast_to(candidates, (judged.num_queries, len(candidates))),
-        task=np.broadcast_to(values, (len(judged.task_queries), len(values))) if judged.task_queries else None,
-    )
+def ask_blindly(judged: Judged, values: Array) -> Array:
+    """Give every query the same score of a row, `(1, A, N)`: values `(N,)`."""
+    return np.broadcast_to(values, (1, judged.num_asking, len(values)))
 
 
 def unit(vectors: Array) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""One picture of the summary: fidelity to the teacher, and beside it the task when there is one."""
+"""Pictures of the summary: `fidelity.png`, bars with intervals, and `tasks.png`, what is found against what is inspected."""
 
 from __future__ import annotations
 
@@ -6,37 +6,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.table import ordered_methods, short
+from eval.task_metrics import CURVE_SHARES
 from influcoder.errors import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {"ceiling": "#8c8c8c", "teacher": "#4d4d4d", "student": "#1f6fb4", "reference": "#8fbde0", "floor": "#d2d2d2"}
+COLOURS = {
+    "ceiling": "#8c8c8c",
+    "teacher": "#4d4d4d",
+    "student": "#1f6fb4",
+    "reference": "#8fbde0",
+    "floor": "#d2d2d2",
+    "control": "#e3c7c3",
+}
 LINE = "#b03a2e"
+LINES = {"teacher": ("#4d4d4d", "-"), "student": ("#1f6fb4", "-"), "bm25": ("#d68910", "-"), "untrained_encoder": ("#7fb3d5", "--")}
+LINES |= {"rep_sim": ("#27864a", "--"), "loss": ("#8e5ea2", ":"), "random": ("#b0b0b0", ":")}
+"""curves that are drawn: colour and style"""
 
 
-def write_plot(path: Path, summary: dict[str, Any]) -> None:
-    """Draw horizontal bars with their intervals, by role, best first; png.
+def write_plots(folder: Path, summary: dict[str, Any]) -> None:
+    """Draw the pictures; png.
 
     Raises:
         MissingExtraError: when matplotlib is not installed.
     """
     figures = require("matplotlib.figure", "train")  # a Figure of its own: no pyplot, no display, nothing global
-    counts = summary["counts"]
-    task = counts["positives"] is not None
     height = 1.3 + 0.34 * len(summary["methods"])
-    figure = figures.Figure(figsize=(11.5 if task else 6.2, height), layout="constrained")
-    panels = figure.subplots(1, 2 if task else 1, squeeze=False)[0]
-    ceiling = summary["methods"].get("teacher_second_seed")
-    line = ceiling["metrics"]["per_query_spearman"]["mean"] if ceiling else None
-    _draw_bars(panels[0], summary, "per_query_spearman")
-    _finish(panels[0], "Ranks like the teacher", "Spearman per query, mean and 95 % interval", line, "second seed")
-    if task:
-        _draw_bars(panels[1], summary, "poison_auprc")
-        _finish(
-            panels[1], "Finds the planted rows", "average precision and 95 % interval", counts["positives"] / counts["test"], "base rate"
-        )
-    figure.savefig(path, dpi=150)
+    metrics = ["per_query_spearman", *(f"{name}_{task['primary']}" for name, task in summary["tasks"].items())]
+    figure = figures.Figure(figsize=(5.9 * len(metrics), height), layout="constrained")
+    for panel, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        _draw_bars(panel, summary, metric)
+        _finish_bars(panel, summary, metric)
+    figure.savefig(folder / "fidelity.png", dpi=120)
+    curved = [name for name, task in summary["tasks"].items() if task["kind"] != "retrieval"]
+    if curved:
+        figure = figures.Figure(figsize=(5.2 * len(curved), 4.4), layout="constrained")
+        for panel, task in zip(figure.subplots(1, len(curved), squeeze=False)[0], curved, strict=True):
+            _draw_curves(panel, summary, task)
+        figure.savefig(folder / "tasks.png", dpi=120)
 
 
 def _draw_bars(panel: Axes, summary: dict[str, Any], metric: str) -> None:
@@ -54,14 +63,43 @@ def _draw_bars(panel: Axes, summary: dict[str, Any], metric: str) -> None:
     panel.invert_yaxis()
 
 
-def _finish(panel: Axes, title: str, axis: str, line: float | None, line_name: str) -> None:
+def _finish_bars(panel: Axes, summary: dict[str, Any], metric: str) -> None:
     left, right = panel.get_xlim()
     panel.set_xlim(min(left, 0.0), max(right, 0.2) + 0.08 * (max(right, 0.2) - min(left, 0.0)))  # room for the figures at the bars' ends
+    line, name, axis = _reference_line(summary, metric)
     if line is not None:
         panel.axvline(line, color=LINE, linewidth=1, linestyle="--", zorder=0)
-        panel.set_title(f"-- {line_name} {short(line)}", loc="right", fontsize=9, color=LINE)
+        panel.set_title(f"-- {name} {short(line)}", loc="right", fontsize=9, color=LINE)
     panel.axvline(0, color="black", linewidth=0.8)
-    panel.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    panel.set_xlabel(axis, fontsize=9)
+    panel.set_title("Ranks like the teacher" if metric == "per_query_spearman" else metric.rsplit("_", 1)[0], loc="left", fontweight="bold")
+    panel.set_xlabel(f"{axis}, mean and 95 % interval", fontsize=9)
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.tick_params(axis="y", length=0)
+
+
+def _reference_line(summary: dict[str, Any], metric: str) -> tuple[float | None, str, str]:
+    if metric == "per_query_spearman":
+        ceiling = summary["methods"].get("teacher_second_seed")
+        return (ceiling["metrics"][metric]["mean"] if ceiling else None), "second seed", "Spearman per query"
+    task = next(task for name, task in summary["tasks"].items() if f"{name}_{task['primary']}" == metric)
+    if task["primary"] == "auprc":
+        return task["base_rate"], "base rate", "average precision"
+    return (0.5, "chance", "AUROC") if task["primary"] == "auroc" else (None, "", "mean average precision")
+
+
+def _draw_curves(panel: Axes, summary: dict[str, Any], task: str) -> None:
+    for name, (colour, style) in LINES.items():
+        recall = summary["methods"].get(name, {"curves": {}})["curves"].get(task)
+        if recall is not None:
+            panel.plot(CURVE_SHARES * 100, recall, color=colour, linestyle=style, label=name, linewidth=2 if name == "student" else 1.3)
+    panel.axvline(summary["tasks"][task]["base_rate"] * 100, color=LINE, linewidth=1, linestyle="--", zorder=0)
+    panel.set_xscale("symlog", linthresh=10, linscale=2)
+    panel.set_xticks([0, 1, 2, 5, 10, 20, 50, 100], ["0", "1", "2", "5", "10", "20", "50", "100"])
+    panel.set_xlim(0, 100)
+    panel.set_ylim(0, 1.02)
+    panel.set_title(task, loc="left", fontweight="bold")
+    panel.set_title("-- as many as there are to find", loc="right", fontsize=9, color=LINE)
+    panel.set_xlabel("rows inspected, % of the candidates", fontsize=9)
+    panel.set_ylabel("share of the rows found", fontsize=9)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(fontsize=8, loc="lower right", frameon=False)

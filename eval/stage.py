@@ -1,32 +1,39 @@
-"""The eval stage: opens the runs, refuses what leaks or does not match, asks every method, writes the summary."""
+"""The eval stage: opens the runs, refuses what leaks or does not match, asks every method, writes the run, closes the gates."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from eval.baselines import method_groups
+import numpy as np
+
+from eval.baselines import Contestants, method_groups
+from eval.bootstrap import Resampler
 from eval.config import EvalConfig
-from eval.data import check_same_split, load_student, load_teacher
-from eval.evaluate import evaluate
-from eval.judged import make_judged, select_test_rows, select_train_rows
-from eval.labels import load_labels
+from eval.data import TeacherRun, load_teacher
+from eval.evaluate import Result, evaluate
+from eval.gates import Gate, cardinality_gate, randomised_gate, shuffled_gate
+from eval.judged import Judged, check_tasks, draw_folds
 from eval.leakage import check_leakage
-from eval.plot import write_plot
-from eval.summary import make_summary, write_per_query, write_summary
+from eval.methods import Array
+from eval.plot import write_plots
+from eval.students import Student, check_same_split, load_students
+from eval.summary import make_summary, write_tables
 from eval.table import make_sections, to_markdown, to_text
-from eval.teachers import teacher_scores
+from eval.tasks import load_groups, load_tasks
+from eval.teachers import randomised_agreement, teacher_cost, teacher_scores
 from eval.wandb_log import log_to_wandb
-from influcoder.errors import require
-from influcoder.runs import create_run, write_text_atomic
+from influcoder.errors import GateError, require
+from influcoder.runs import create_run, write_json_atomic, write_text_atomic
 
 
 def run(config: EvalConfig, resolved_yaml: str) -> dict[str, Any]:
-    """Judge a student on its test split, write the run, print the table, return the summary.
+    """Judge a student on rows that it has not seen, write the run, print the table, return the summary.
 
     Raises:
         RunError: when runs are unfinished or do not belong together.
-        DataError: when the test split leaks, or rows have no label.
+        DataError: when the test rows leak, answers do not fit, or a score is not finite.
+        GateError: when a gate fails; the run is written all the same.
         MissingExtraError: when W&B is asked for and not installed.
     """
     output = Path(config.output)
@@ -34,30 +41,89 @@ def run(config: EvalConfig, resolved_yaml: str) -> dict[str, Any]:
         require("wandb", "wandb")  # say now that it is missing, not after the work
     with create_run(output, "eval", resolved_yaml) as made:
         summary = _judge(config, made.folder)
-        made.facts = {"seed": config.seed, "target": summary["target"], "counts": summary["counts"], "query_set": summary["query_set"]}
+        made.facts = {"seed": config.seed, **{name: summary[name] for name in ("target", "counts", "query_set")}}
         sections = make_sections(summary)
         write_text_atomic(made.folder / "table.md", to_markdown(sections))
-        write_plot(made.folder / "fidelity.png", summary)
-    print(f"\n{to_text(sections)}\n\n{output}: summary.json, table.md, per_query.parquet, fidelity.png")
+        write_plots(made.folder, summary)
+    print(f"\n{to_text(sections)}\n\n{output}: summary.json, table.md, *.parquet, *.png")
     if config.wandb_project is not None:  # last, so that an outage there costs no result
         log_to_wandb(output, config, summary)
+    failed = [
+        f"{name} ({gate['meaning']}: {gate['value']:.3f}, limit {gate['limit']:.3f})"
+        for name, gate in summary["gates"].items()
+        if not gate["passed"]
+    ]
+    if failed:
+        raise GateError(f"{output}: written, but not to be believed: {'; '.join(failed)}")
     return summary
+
+
+def open_runs(config: EvalConfig) -> Contestants:
+    """Open the teacher and all students.
+
+    Raises:
+        RunError: when they do not belong together.
+    """
+    teacher = load_teacher(Path(config.teacher))
+    student = load_students(config.student, teacher)
+    references = {name: load_students(folders, teacher) for name, folders in config.compare.items()}
+    control = load_students(config.shuffled_target, teacher, control=True) if config.shuffled_target else None
+    for other in [*references.values(), *([control] if control else [])]:
+        check_same_split(student, other)
+    return Contestants(teacher=teacher, student=student, references=references, control=control)
+
+
+def make_judged(config: EvalConfig, teacher: TeacherRun, student: Student) -> Judged:
+    """Return the rows that some run has not seen, in a seeded random order, and all questions about them.
+
+    Raises:
+        DataError: when there are too few rows, or answers do not fit.
+    """
+    fold_of = student.fold_of()
+    places = np.random.default_rng(config.seed).permutation(np.flatnonzero(fold_of >= 0))
+    rows = [teacher.rows[place] for place in places]
+    tasks = load_tasks(config.tasks, [row.id for row in teacher.rows], rows, teacher.queries)
+    asked = sorted({int(place) for task in tasks.values() for place in task.queries})
+    judged = Judged(
+        rows=rows,
+        folds=draw_folds(fold_of[places], config.num_queries, config.seed),
+        task_queries=[teacher.queries[place] for place in asked],
+        groups=load_groups(config.groups, rows),
+        tasks={name: task.renumbered(asked) for name, task in tasks.items()},
+    )
+    check_tasks(judged)
+    return judged
 
 
 def _judge(config: EvalConfig, folder: Path) -> dict[str, Any]:
-    teacher = load_teacher(Path(config.teacher))
-    student = load_student(Path(config.student), teacher)
-    references = {name: load_student(Path(path), teacher) for name, path in config.compare.items()}
-    for reference in references.values():
-        check_same_split(student, reference)
-    rows, train = select_test_rows(teacher, student, config.seed), select_train_rows(teacher, student)
-    judged = make_judged(rows, teacher.queries, load_labels(config.labels, rows), config.num_queries)
-    check_leakage(train, rows, judged.task_queries, teacher.text_format, student.record["near_duplicate_jaccard"])
+    contestants = open_runs(config)
+    teacher, student = contestants.teacher, contestants.student
+    judged = make_judged(config, teacher, student)
+    leakage = check_leakage(teacher, student, judged.task_queries)
     target = teacher_scores(teacher, judged, teacher.record["seeds"][0])
-    assert target.fidelity is not None  # only the teacher's own row of the table has none
-    groups = method_groups(teacher, student, references, judged, target=target, seed=config.seed, device=config.device)
-    results = evaluate(judged, target.fidelity, groups, top=config.top, seed=config.seed, draws=config.bootstrap_draws)
-    summary = make_summary(teacher, student, judged, results)
-    write_summary(folder, summary)
-    write_per_query(folder, judged, results)
+    cost = teacher_cost(teacher, judged, teacher.decoder_config(config.device), config.cost_rows)
+    groups = method_groups(contestants, judged, target=target, teacher_cost=cost, seed=config.seed, device=config.device)
+    resampler = Resampler(config.bootstrap_draws, config.seed)
+    results = evaluate(judged, target.asked[0], groups, top=config.top, resampler=resampler)
+    gates = _gates(config, teacher, judged, target.asked[0], results)
+    summary = make_summary(contestants, judged, results, gates, leakage)
+    write_json_atomic(folder / "summary.json", summary)
+    write_tables(folder, judged, results)
     return summary
+
+
+def _gates(config: EvalConfig, teacher: TeacherRun, judged: Judged, target: Array, results: list[Result]) -> list[Gate]:
+    by_name = {result.name: result for result in results}
+    rhos = {name: found.metrics["per_query_spearman"] for name, found in by_name.items()}
+    floors = {name: rho.value for name, rho in rhos.items() if rho is not None and by_name[name].role == "floor"}
+    ceiling, control = rhos.get("teacher_second_seed"), rhos.get("shuffled_target")
+    agreement = 0.0
+    if config.gates.randomised_share is not None:
+        decoder = teacher.decoder_config(config.device)
+        agreement = randomised_agreement(teacher, judged, target, decoder, config.gates.randomised_queries)
+    gates = [
+        randomised_gate(agreement, 1.0 if ceiling is None else ceiling.value, config.gates),
+        cardinality_gate(by_name["student"].cardinality, by_name["teacher"].cardinality, config.gates),
+        shuffled_gate(None if control is None else control.value, floors, config.gates),
+    ]
+    return [gate for gate in gates if gate is not None]

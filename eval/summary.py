@@ -1,75 +1,226 @@
-"""What the stage leaves for people and programs: `summary.json` and `per_query.parquet`.
+"""What the stage leaves for programs: `summary.json` and parquet tables that it can be recomputed and compared from.
+
+    summary.json         figures with intervals, differences, costs, gates
+    estimates.parquet    method, metric, value, seeds, draws: what `python -m eval.compare` pairs
+    per_query.parquet    query_id, method, seed, fold, length, group, spearman
+    per_row.parquet      task, row_id, method, seed, fold, score, positive: what detection and mislabel ranked
+    curves.parquet       task, method, inspected, recall
 
 A metric that could not be measured (no task, no groups, the teacher against itself) is null, never absent.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval.data import StudentRun, TeacherRun
+from eval.baselines import Contestants
+from eval.bootstrap import Estimate, difference
 from eval.evaluate import Result
+from eval.gates import Gate
 from eval.judged import Judged
+from eval.methods import Cost
+from eval.task_metrics import CURVE_SHARES, PRIMARY, metric_names
 from influcoder.examples import fingerprint
-from influcoder.runs import write_text_atomic
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
-def make_summary(teacher: TeacherRun, student: StudentRun, judged: Judged, results: Sequence[Result]) -> dict[str, Any]:
+def make_summary(
+    contestants: Contestants, judged: Judged, results: Sequence[Result], gates: Sequence[Gate], leakage: dict[str, int]
+) -> dict[str, Any]:
     """Return the content of `summary.json`."""
-    parts = {part: int((student.parts == part).sum()) for part in ("train", "validation", "test")}
+    record = contestants.teacher.record
+    teacher_cost = next(result.cost for result in results if result.role == "teacher")
     return {
         "schema_version": SCHEMA_VERSION,
         "target": {
-            "method": teacher.record["method"],
-            "seed": teacher.record["seeds"][0],
+            "method": record["method"],
+            "seed": record["seeds"][0],
             "exact": False,
-            "decoder_fingerprint": teacher.record["decoder_fingerprint"],
+            "decoder_fingerprint": record["decoder_fingerprint"],
         },
-        "counts": {
-            "rows": len(teacher.rows),
-            **parts,
-            "queries": judged.num_queries,
-            "candidates": len(judged.candidates),
-            "task_queries": len(judged.task_queries),
-            "positives": None if judged.positive is None else int(judged.positive.sum()),
-        },
-        "split": "test",
+        "counts": _counts(contestants, judged),
+        "split": "test" if len(judged.folds) == 1 else f"{len(judged.folds)} folds",
         "query_set": {
-            "fidelity": fingerprint(judged.queries),
+            "fidelity": fingerprint([judged.rows[place] for place in judged.fidelity_queries]),
             "task": fingerprint(judged.task_queries) if judged.task_queries else None,
+            "rows": fingerprint(judged.rows),
         },
-        "seconds": {result.name: round(result.seconds, 3) for result in results},
-        "methods": {
-            result.name: {
-                "role": result.role,
-                "metrics": {name: None if value is None else asdict(value) for name, value in result.metrics.items()},
-            }
-            for result in results
-        },
+        "tasks": {name: _task_facts(judged, name) for name in judged.tasks},
+        "methods": {result.name: _method(result, teacher_cost) for result in results},
+        "student_minus": _differences(judged, results),
+        "gates": {gate.name: {key: value for key, value in asdict(gate).items() if key != "name"} for gate in gates},
+        "leakage": leakage,
     }
 
 
-def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Write `summary.json`."""
-    write_text_atomic(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+def primary_metrics(tasks: dict[str, Any]) -> list[str]:
+    """Return the metrics that are compared: fidelity, and each task's first; `tasks` as in the summary."""
+    return ["per_query_spearman", "residual_spearman", *(f"{name}_{task['primary']}" for name, task in tasks.items())]
 
 
-def write_per_query(folder: Path, judged: Judged, results: Sequence[Result]) -> None:
-    """Write `per_query.parquet`: each fidelity query's Spearman under each method."""
-    rows = [
-        {"query_id": query.id, "method": result.name, "spearman": float(rho)}
-        for result in results
-        if result.per_query is not None
-        for query, rho in zip(judged.queries, result.per_query, strict=True)
-    ]
-    schema = pa.schema([("query_id", pa.string()), ("method", pa.string()), ("spearman", pa.float64())])
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "per_query.parquet")
+def write_tables(folder: Path, judged: Judged, results: Sequence[Result]) -> None:
+    """Write the parquet tables."""
+    tables = {
+        "estimates": _estimates(results),
+        "per_query": _per_query(judged, results),
+        "per_row": _per_row(judged, results),
+        "curves": _curves(results),
+    }
+    for name, rows in tables.items():
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMAS[name]), folder / f"{name}.parquet", compression="zstd")
+
+
+SCHEMAS = {
+    "estimates": pa.schema(
+        [
+            ("method", pa.string()),
+            ("metric", pa.string()),
+            ("value", pa.float64()),
+            ("n", pa.int64()),
+            ("seeds", pa.list_(pa.float64())),
+            ("draws", pa.list_(pa.float64())),
+        ]
+    ),
+    "per_query": pa.schema(
+        [
+            ("query_id", pa.string()),
+            ("method", pa.string()),
+            ("seed", pa.int32()),
+            ("fold", pa.int32()),
+            ("length", pa.int32()),
+            ("group", pa.string()),
+            ("spearman", pa.float64()),
+        ]
+    ),
+    "per_row": pa.schema(
+        [
+            ("task", pa.string()),
+            ("row_id", pa.string()),
+            ("method", pa.string()),
+            ("seed", pa.int32()),
+            ("fold", pa.int32()),
+            ("score", pa.float32()),
+            ("positive", pa.bool_()),
+        ]
+    ),
+    "curves": pa.schema([("task", pa.string()), ("method", pa.string()), ("inspected", pa.float64()), ("recall", pa.float64())]),
+}
+
+
+def _counts(contestants: Contestants, judged: Judged) -> dict[str, Any]:
+    runs = contestants.student.first
+    parts = {part: round(float(np.mean([(run.parts == part).sum() for run in runs]))) for part in ("train", "validation")}
+    return {
+        "rows": len(contestants.teacher.rows),
+        **parts,
+        "judged": len(judged.rows),
+        "folds": len(judged.folds),
+        "student_seeds": len(contestants.student.runs),
+        "queries": len(judged.fidelity_queries),
+        "candidates": round(float(np.mean([len(fold.candidates) for fold in judged.folds]))),
+        "task_queries": len(judged.task_queries),
+    }
+
+
+def _task_facts(judged: Judged, name: str) -> dict[str, Any]:
+    task = judged.tasks[name]
+    facts = {"kind": task.kind, "primary": PRIMARY[task.kind], "metrics": list(metric_names(task)), "queries": len(task.queries)}
+    facts |= {"candidates": int(task.candidates.sum()), "folds": len(judged.folds)}
+    if task.kind == "retrieval":
+        return facts | {"linked": int(task.linked.sum()), "answered_queries": int(task.linked.any(axis=1).sum())}
+    return facts | {"positives": int(task.positive.sum()), "base_rate": float(task.positive.sum() / task.candidates.sum())}
+
+
+def _method(result: Result, teacher_cost: Cost | None) -> dict[str, Any]:
+    return {
+        "role": result.role,
+        "metrics": {name: _figure(value) for name, value in result.metrics.items()},
+        "strata": {kind: {label: _figure(value) for label, value in labels.items()} for kind, labels in result.strata.items()},
+        "curves": {task: found.recall.round(5).tolist() for task, found in result.found.items() if found.recall is not None},
+        "top10_cardinality": result.cardinality,
+        "constant_queries": result.constant_queries,
+        "cost": None if result.cost is None else asdict(result.cost) | {"break_even_rows": _break_even(result.cost, teacher_cost)},
+    }
+
+
+def _figure(value: Estimate | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    low, high = value.interval
+    figure: dict[str, Any] = {"mean": value.value, "low": low, "high": high, "n": value.n}
+    return figure | ({"seeds": list(value.seeds)} if len(value.seeds) > 1 else {})
+
+
+def _break_even(cost: Cost, teacher: Cost | None) -> float | None:
+    """Return from how many rows on a method is cheaper than the teacher, its set-up included; None: never."""
+    if teacher is None or cost.setup_seconds == 0:
+        return None
+    saved = (teacher.seconds_per_1000 - cost.seconds_per_1000) / 1000
+    return cost.setup_seconds / saved if saved > 0 else None
+
+
+def _differences(judged: Judged, results: Sequence[Result]) -> dict[str, dict[str, Any]]:
+    """Return the student's figures less every other method's, paired by resample."""
+    student = next(result for result in results if result.role == "student")
+    names = ["per_query_spearman", "residual_spearman", *(f"{name}_{PRIMARY[task.kind]}" for name, task in judged.tasks.items())]
+    found: dict[str, dict[str, Any]] = {}
+    for other in results:
+        if other is student or other.role == "control":
+            continue
+        pairs = {name: (student.metrics[name], other.metrics[name]) for name in names}
+        found[other.name] = {
+            name: None if mine is None or theirs is None else asdict(difference(mine, theirs)) for name, (mine, theirs) in pairs.items()
+        }
+    return found
+
+
+def _estimates(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    for result in results:
+        for metric, value in result.metrics.items():
+            if value is not None:
+                yield {
+                    "method": result.name,
+                    "metric": metric,
+                    "value": value.value,
+                    "n": value.n,
+                    "seeds": value.seeds,
+                    "draws": value.draws,
+                }
+
+
+def _per_query(judged: Judged, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    lengths = judged.lengths
+    for result in results:
+        for number, (fold, rhos) in enumerate(zip(judged.folds, result.per_query or [], strict=False)):
+            for seed, by_query in enumerate(rhos):
+                for place, rho in zip(fold.queries, by_query, strict=True):
+                    group = None if judged.groups is None else str(judged.groups[place])
+                    where = {"query_id": judged.rows[place].id, "length": int(lengths[place]), "group": group}
+                    if np.isfinite(rho):
+                        yield where | {"method": result.name, "seed": seed, "fold": number, "spearman": float(rho)}
+
+
+def _per_row(judged: Judged, results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    fold_of = {int(place): number for number, fold in enumerate(judged.folds) for place in fold.rows}
+    for result in results:
+        for name, found in result.found.items():
+            for seed, values in enumerate(found.values if found.values is not None else ()):
+                for place in np.flatnonzero(np.isfinite(values)).tolist():
+                    row = {"task": name, "row_id": judged.rows[place].id, "method": result.name, "seed": seed, "fold": fold_of[place]}
+                    yield row | {"score": float(values[place]), "positive": bool(judged.tasks[name].positive[place])}
+
+
+def _curves(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+    for result in results:
+        for name, found in result.found.items():
+            if found.recall is not None:
+                for share, recall in zip(CURVE_SHARES, found.recall, strict=True):
+                    yield {"task": name, "method": result.name, "inspected": float(share), "recall": float(recall)}

@@ -1,46 +1,98 @@
-"""The teacher's own scores: the target (first seed), and the ceiling that projection noise sets (second seed)."""
+"""The teacher's own scores: the target (first seed), the ceiling that projection noise sets (the other seeds), and what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.data import TeacherRun
+from eval.data import StudentRun, TeacherRun
 from eval.judged import Judged
-from eval.methods import MethodGroup, MethodScores, from_vectors
+from eval.methods import Array, Cost, MethodGroup, MethodScores
 from influcoder.examples import Example
+from influcoder.influence.decoder import DecoderConfig, load_decoder, randomise_weights
+from influcoder.influence.gradients import GradientConfig, GradientProjector
+from influcoder.influence.tokens import tokenize
+from influcoder.metrics import per_query_spearman
 
 
 def teacher_scores(teacher: TeacherRun, judged: Judged, seed: int) -> MethodScores:
-    """Return what the teacher wrote under one seed: row features for fidelity, scores of the task queries for the task."""
-    rows = teacher.features(seed, "rows").select([row.id for row in judged.rows])
-    fidelity = from_vectors(judged, rows, None)
-    if not judged.task_queries:
-        return fidelity
-    scores = teacher.scores(seed)
-    return replace(fidelity, task=scores.select([query.id for query in judged.task_queries], [row.id for row in judged.rows]))
+    """Return what the teacher wrote under one seed: row features, scores of the task queries, squared gradient lengths."""
+    row_ids = [row.id for row in judged.rows]
+    features = teacher.features(seed, "rows")
+    rows = features.select(row_ids)
+    asked = rows[judged.fidelity_queries] @ rows.T
+    if judged.task_queries:
+        task = teacher.scores(seed).select([query.id for query in judged.task_queries], row_ids)
+        asked = np.concatenate([asked, task])
+    norms = dict(zip(features.manifest.ids, features.norms.tolist(), strict=True))
+    return MethodScores(asked=asked[None], own=np.array([norms[row_id] ** 2 for row_id in row_ids]))
 
 
-def mean_teacher_scores(teacher: TeacherRun, train: Sequence[Example], seed: int) -> NDArray[np.float32]:
-    """Return each training row's mean score over the training rows as queries, itself among them (a constant more)."""
-    vectors = teacher.features(seed, "rows").select([row.id for row in train])
-    result: NDArray[np.float32] = vectors @ vectors.mean(axis=0)
-    return result
+def ceiling_scores(teacher: TeacherRun, judged: Judged) -> MethodScores:
+    """Return what the teacher wrote under its other seeds, stacked."""
+    every = [teacher_scores(teacher, judged, seed) for seed in teacher.record["seeds"][1:]]
+    return replace(every[0], asked=np.concatenate([scores.asked for scores in every]))
 
 
-def teacher_groups(teacher: TeacherRun, judged: Judged, target: MethodScores) -> list[MethodGroup]:
-    """Return the teacher, which has no fidelity to itself, and its second seed when there is one."""
-    groups = [MethodGroup(name="teacher", role="teacher", compute=lambda: {"teacher": replace(target, fidelity=None)})]
-    seeds: list[int] = teacher.record["seeds"]
-    if len(seeds) > 1:
-        groups.append(
-            MethodGroup(
-                name="second seed",
-                role="ceiling",
-                compute=lambda: {"teacher_second_seed": teacher_scores(teacher, judged, seeds[1])},
-            )
-        )
+def mean_training_scores(teacher: TeacherRun, run: StudentRun) -> tuple[list[Example], NDArray[np.float32]]:
+    """Return a run's training rows and each one's mean score over them as queries, itself among them (a constant more)."""
+    rows = [teacher.rows[place] for place in np.flatnonzero(run.parts == "train")]
+    vectors = teacher.features(teacher.record["seeds"][0], "rows").select([row.id for row in rows])
+    mean: NDArray[np.float32] = vectors @ vectors.mean(axis=0)
+    return rows, mean
+
+
+def teacher_groups(teacher: TeacherRun, judged: Judged, target: MethodScores, cost: Cost) -> list[MethodGroup]:
+    """Return the teacher, and its other seeds when there are any."""
+    groups = [MethodGroup(name="teacher", role="teacher", compute=lambda: {"teacher": replace(target, cost=cost)})]
+    if len(teacher.record["seeds"]) > 1:
+        ceiling = lambda: {"teacher_second_seed": replace(ceiling_scores(teacher, judged), cost=cost)}  # noqa: E731
+        groups.append(MethodGroup(name="second seed", role="ceiling", compute=ceiling))
     return groups
+
+
+def teacher_cost(teacher: TeacherRun, judged: Judged, config: DecoderConfig, count: int) -> Cost:
+    """Time the gradients of `count` judged rows under one seed; a row's index is one float16 vector and its length."""
+    projector = GradientProjector(load_decoder(config, [], seed=0), _gradient_config(teacher), teacher.record["seeds"][:1])
+    rows = tokenize([*judged.rows[:count]], projector.decoder)
+    projector.project(rows[:1])
+    started = time.perf_counter()
+    for _, sketches in projector.project_all(rows):
+        sketches.cpu()  # waits for a GPU
+    seconds = time.perf_counter() - started
+    return Cost(seconds_per_1000=1000 * seconds / len(rows), bytes_per_row=2.0 * teacher.record["dim"] + 4)
+
+
+def randomised_agreement(teacher: TeacherRun, judged: Judged, target: Array, config: DecoderConfig, queries: int) -> float:
+    """Return the per-query Spearman between the target and the same teacher around the decoder with random weights.
+
+    Args:
+        teacher: the run whose target is questioned.
+        judged: its first fold's rows are taken.
+        target: (A, N) the teacher's scores.
+        config: the decoder.
+        queries: fidelity queries; eight times as many candidates.
+    """
+    fold = judged.folds[0]
+    asking, ranked = fold.queries[:queries], fold.candidates[: 8 * queries]
+    decoder = load_decoder(config, [], seed=0)
+    randomise_weights(decoder, seed=1)
+    vectors = _features(GradientProjector(decoder, _gradient_config(teacher), teacher.record["seeds"][:1]), judged, [*asking, *ranked])
+    wanted = target[judged.asking(0)][: len(asking)][:, ranked]
+    return float(np.mean(per_query_spearman(vectors[: len(asking)] @ vectors[len(asking) :].T, wanted)))
+
+
+def _features(projector: GradientProjector, judged: Judged, places: list[int]) -> NDArray[np.float32]:
+    rows = tokenize([judged.rows[place] for place in places], projector.decoder)
+    vectors = np.empty((len(rows), projector.config.dim), np.float32)
+    for positions, sketches in projector.project_all(rows):
+        vectors[positions] = sketches[0].cpu().numpy()
+    unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
+
+
+def _gradient_config(teacher: TeacherRun) -> GradientConfig:
+    return GradientConfig(rank=teacher.record["rank"], dim=teacher.record["dim"])

@@ -15,7 +15,7 @@ from influcoder.errors import require
 
 
 def log_to_wandb(folder: Path, config: EvalConfig, summary: dict[str, Any]) -> None:
-    """Log config, tables, metrics by method, and the plot of the complete run in `folder`.
+    """Log config, tables, metrics by method, gates, and the plots of the complete run in `folder`.
 
     Raises:
         MissingExtraError: when wandb is not installed.
@@ -26,8 +26,10 @@ def log_to_wandb(folder: Path, config: EvalConfig, summary: dict[str, Any]) -> N
             for metric, value in method["metrics"].items():
                 if value is not None:
                     run.summary[f"{name}/{metric}"] = value["mean"]
+        for name, gate in summary["gates"].items():
+            run.summary[f"gates/{name}"] = gate["passed"]
         tables = {
             section.title.split(":")[0]: wandb.Table(columns=list(section.header), data=[list(line) for line in section.lines])
             for section in make_sections(summary)
         }
-        run.log({**tables, "plot": wandb.Image(str(folder / "fidelity.png"))})
+        run.log({**tables, **{path.stem: wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))}})

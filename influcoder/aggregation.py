@@ -13,6 +13,16 @@ from numpy.typing import NDArray
 DEFAULT_TOP = 5
 
 
+def standardised(scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return each query's scores with mean 0 and deviation 1 over its rows, so that no query outweighs the others; a constant gives 0."""
+    centred = scores - scores.mean(axis=1, keepdims=True, dtype=np.float64)
+    spread = centred.std(axis=1, keepdims=True)
+    result: NDArray[np.float64] = np.divide(
+        centred, spread, out=np.zeros_like(centred), where=spread > 1e-12 * np.abs(scores).max(axis=1, keepdims=True, initial=0)
+    )
+    return result
+
+
 def aggregate(scores: NDArray[np.floating], weights: NDArray[np.floating], top: int | None = DEFAULT_TOP) -> NDArray[np.float64]:
     """Return one score a row, `(rows,)`, from `(queries, rows)` scores and `(queries,)` non-zero weights.
 

@@ -7,6 +7,7 @@ The command line prints it and exits with code 2 (`influcoder.program`); our own
     ├── ConfigError         a setting is unknown, missing, of the wrong type, or out of range
     ├── DataError           a row, file, label or text is malformed
     ├── RunError            a run directory or artifact is missing, unfinished, corrupt, or belongs to something else
+    ├── GateError           a check on finished results failed: they are written, and not to be believed
     └── MissingExtraError   a package of an optional extra is not installed
 """
 
@@ -33,6 +34,10 @@ class DataError(InflucoderError):
 
 class RunError(InflucoderError):
     """A run directory or artifact is missing, unfinished, corrupt, or belongs to something else."""
+
+
+class GateError(InflucoderError):
+    """A check on finished results failed: they are written, and not to be believed."""
 
 
 class MissingExtraError(InflucoderError, ImportError):

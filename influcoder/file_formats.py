@@ -21,8 +21,13 @@ from influcoder.errors import DataError, require
 Row = dict[str, Any]
 
 
-def iterate_rows(path: str, split: str) -> Iterator[tuple[str, Row | DataError]]:
+def iterate_rows(path: str, split: str, subset: str | None) -> Iterator[tuple[str, Row | DataError]]:
     """Yield (where, row) in order; a malformed row is yielded as the error that names it.
+
+    Args:
+        path: file, `datasets` folder or hub id.
+        split: of a `datasets` folder or hub id; files have none.
+        subset: configuration of a hub id; None takes its default one, files and folders have none.
 
     Raises:
         DataError: when the file cannot be read at all, or is of an unknown kind.
@@ -35,7 +40,7 @@ def iterate_rows(path: str, split: str) -> Iterator[tuple[str, Row | DataError]]
                 return
         raise DataError(f"{path}: unknown kind of file; expected one of {', '.join(FILE_READERS)}")
     if file.is_dir() or _looks_like_hub_id(path):
-        yield from _read_dataset(path, split)
+        yield from _read_dataset(path, split, subset)
         return
     raise DataError(f"{path}: no such file or folder; expected {', '.join(FILE_READERS)}, a `datasets` folder or a hub id")
 
@@ -90,19 +95,20 @@ def _read_parquet(file: Path) -> Iterator[tuple[str, Row | DataError]]:
         raise DataError(f"{file}: cannot be read as parquet ({error}); write the file again") from error
 
 
-def _read_dataset(path: str, split: str) -> Iterator[tuple[str, Row | DataError]]:
+def _read_dataset(path: str, split: str, subset: str | None) -> Iterator[tuple[str, Row | DataError]]:
     datasets = require("datasets", "train")
     try:
-        loaded = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path, split=split)
+        loaded = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path, subset, split=split)
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: cannot be loaded as a dataset, split {split!r} ({reason}); check the name and the network") from error
+        asked = f"split {split!r}" if subset is None else f"subset {subset!r}, split {split!r}"
+        raise DataError(f"{path}: cannot be loaded as a dataset, {asked} ({reason}); check the names and the network") from error
     if isinstance(loaded, dict):
         if split not in loaded:
             raise DataError(f"{path}: no split {split!r}; it has {', '.join(loaded)}; set `split` to one of those")
         loaded = loaded[split]
     for number, row in enumerate(loaded, 1):
-        yield f"{path}[{split}]: row {number}", row
+        yield f"{path}[{split if subset is None else f'{subset}, {split}'}]: row {number}", row
 
 
 FILE_READERS = {".jsonl": _read_jsonl, ".jsonl.gz": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}

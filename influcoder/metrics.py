@@ -1,4 +1,4 @@
-"""Measures of agreement between two score matrices `(queries, rows)`, and of detection. Pure numpy.
+"""Measures of agreement between two score matrices `(queries, rows)`. Pure numpy.
 
 Q queries, N rows. A constant row of scores has no ranking: its correlation is defined as 0.
 Ranks are average ranks under ties, as in SciPy.
@@ -6,24 +6,11 @@ Ranks are average ranks under ties, as in SciPy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    """how many values the mean is over"""
 
 
 def average_ranks(values: Array) -> NDArray[np.float64]:
@@ -49,14 +36,14 @@ def per_query_spearman(predicted: Array, target: Array, mask: Mask | None = None
         predicted: (Q, N).
         target: (Q, N).
         mask: (Q, N), True where a row is a candidate of the query; None takes all. A query with fewer than three
-            candidates has no rho and is left out.
+            candidates has no rho: NaN.
     """
-    rhos = []
+    rhos = np.full(len(target), np.nan)
     for query in range(len(target)):
         rows = slice(None) if mask is None else mask[query]
         if len(target[query][rows]) >= 3:
-            rhos.append(spearman(predicted[query][rows], target[query][rows]))
-    return np.array(rhos)
+            rhos[query] = spearman(predicted[query][rows], target[query][rows])
+    return rhos
 
 
 def aggregated_spearman(predicted: Array, target: Array) -> float:
@@ -81,29 +68,15 @@ def residual_spearman(predicted: Array, target: Array) -> NDArray[np.float64]:
 
 def top_overlap(predicted: Array, target: Array, k: int) -> NDArray[np.float64]:
     """Return the share of the target's top k rows among the predicted top k, `(Q,)`; ties keep the row order."""
-    best = np.argsort(-predicted, axis=1, kind="stable")[:, :k], np.argsort(-target, axis=1, kind="stable")[:, :k]
-    return np.array([len(set(mine) & set(theirs)) / len(theirs) for mine, theirs in zip(*best, strict=True)])
+    return top_recall(predicted, target, k, k)
 
 
-def average_precision(scores: Array, positive: Mask) -> float:
-    """Return the area under precision-recall as average precision: sum of (R_k - R_k-1) P_k over distinct scores."""
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(positive[order])
-    last = np.flatnonzero(np.r_[scores[order][1:] != scores[order][:-1], True])  # tied rows enter together
-    recall, precision = hits[last] / positive.sum(), hits[last] / (last + 1)
-    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
-
-
-def recall_at(scores: Array, positive: Mask, k: int) -> float:
-    """Return the share of positives among the k best rows; ties keep the row order."""
-    return float(positive[np.argsort(-scores, kind="stable")[:k]].sum() / positive.sum())
-
-
-def bootstrap_mean(values: Array, *, seed: int = 0, draws: int = 1000) -> Interval:
-    """Return the mean of values with its 95 % percentile bootstrap interval."""
-    means = values[np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high), len(values))
+def top_recall(predicted: Array, target: Array, k: int, n: int) -> NDArray[np.float64]:
+    """Return the share of the target's top k rows among the predicted top n, `(Q,)`; ties keep the row order."""
+    wanted = np.argsort(-target, axis=1, kind="stable")[:, :k]
+    ranks = np.argsort(np.argsort(-predicted, axis=1, kind="stable"), axis=1)
+    shares: NDArray[np.float64] = (np.take_along_axis(ranks, wanted, axis=1) < n).mean(axis=1)
+    return shares
 
 
 def _pearson(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from influcoder.errors import ConfigError, DataError
@@ -52,6 +53,8 @@ class DataSource:
     """which columns hold what"""
     split: str = "train"
     """split of a `datasets` folder or hub id; files have none"""
+    subset: str | None = None
+    """configuration of a hub id, as DATE-LM's hub datasets have one a source; null takes the default one; files have none"""
     limit: int | None = None
     """read at most so many rows; null reads all"""
 
@@ -91,38 +94,46 @@ def iterate_examples(source: DataSource, on_bad_row: OnBadRow = "refuse") -> Ite
     Raises:
         DataError: when a file cannot be read at all, or a row is malformed and `on_bad_row` is `refuse`.
     """
-    count = 0
     copies: Counter[str] = Counter()
-    for path in source.paths:
-        for where, row in iterate_rows(path, source.split):
-            if source.limit is not None and count >= source.limit:
-                return
-            count += 1
-            try:
-                yield _parse_row(row, source.columns, where, copies)
-            except DataError as error:
-                if on_bad_row == "refuse":
-                    raise
-                yield Rejected(where=where, reason=str(error).removeprefix(f"{where}: "))
+    for where, row in _rows(source):
+        try:
+            yield _parse_row(row, source.columns, where, copies)
+        except DataError as error:
+            if on_bad_row == "refuse":
+                raise
+            yield Rejected(where=where, reason=str(error).removeprefix(f"{where}: "))
 
 
 def read_columns(source: DataSource, names: tuple[str, ...]) -> dict[str, Row]:
     """Read the named columns by id: how eval, and eval alone, gets at labels.
 
+    A row with an id needs nothing else: tables of labels or links hold no text. One without is named by its content.
+
     Raises:
-        DataError: when a row has no such column.
+        DataError: when a row is malformed, has no such column, or has the id of another row.
     """
-    labels: dict[str, Row] = {}
+    found: dict[str, Row] = {}
+    places: dict[str, str] = {}
     copies: Counter[str] = Counter()
-    for path in source.paths:
-        for where, row in iterate_rows(path, source.split):
-            if isinstance(row, DataError):
-                raise row
-            missing = [name for name in names if name not in row]
-            if missing:
-                raise DataError(f"{where}: no column {missing[0]!r}; it has {_listed(row)}; name one of those in the config")
-            labels[_parse_row(row, source.columns, where, copies).id] = {name: row[name] for name in names}
-    return labels
+    for where, row in _rows(source):
+        if isinstance(row, DataError):
+            raise row
+        missing = [name for name in names if name not in row]
+        if missing:
+            raise DataError(f"{where}: no column {missing[0]!r}; it has {_listed(row)}; name one of those in the config")
+        row_id = _given_id(row, source.columns)
+        if row_id is None:
+            row_id = _parse_row(row, source.columns, where, copies).id
+        if row_id in found:  # which of the two is right nobody knows
+            raise DataError(f"{where}: id {row_id!r} stands in {places[row_id]} too; expected every id once; rename or drop one")
+        found[row_id] = {column: row[column] for column in names}
+        places[row_id] = where
+    return found
+
+
+def _rows(source: DataSource) -> Iterator[tuple[str, Row | DataError]]:
+    rows = (found for path in source.paths for found in iterate_rows(path, source.split, source.subset))
+    return islice(rows, source.limit)
 
 
 def _parse_row(row: Row | DataError, columns: Columns, where: str, copies: Counter[str]) -> Example:
@@ -137,18 +148,23 @@ def _parse_row(row: Row | DataError, columns: Columns, where: str, copies: Count
         raise DataError(
             f"{where}: its text cannot be written as UTF-8 ({error.reason}); expected whole characters; mend or drop the row"
         ) from error
-    given = row.get(columns.id) if columns.id else None
+    given = _given_id(row, columns)
     contributor = _required(row, columns.contributor, where) if columns.contributor else None
-    if given in (None, ""):
+    if given is None:
         copies[own_id] += 1
         given = own_id if copies[own_id] == 1 else f"{own_id}-{copies[own_id]}"  # a copy is a row of its own, counted later
     return Example(
-        id=str(given),
+        id=given,
         context=context,
         response=response,
         contributor=None if contributor is None else str(contributor),
         weight=_parse_weight(row, columns.weight, where),
     )
+
+
+def _given_id(row: Row, columns: Columns) -> str | None:
+    given = row.get(columns.id) if columns.id else None
+    return None if given in (None, "") else str(given)
 
 
 def _parse_conversation(row: Row, columns: Columns, where: str) -> tuple[tuple[Turn, ...], str]:

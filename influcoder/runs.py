@@ -145,6 +145,15 @@ def write_text_atomic(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def write_json_atomic(path: Path, content: Any) -> None:
+    """Write JSON in the same way.
+
+    Raises:
+        ValueError: on NaN and infinity, which JSON does not have.
+    """
+    write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -3,6 +3,8 @@
 The split hashes the *group*, so that a row and its near-copy never stand on two sides. It binds the student and its
 judges, not the decoder. Groups are connected components of pairs whose word 3-shingles overlap (Jaccard >= threshold);
 `datasketch` proposes pairs by MinHash LSH, the exact Jaccard decides.
+
+With `folds` the test part is one of K folds of groups: K students, one a fold, score every row out of its fold.
 """
 
 from __future__ import annotations
@@ -24,9 +26,14 @@ class SplitConfig:
     """How the rows are split."""
 
     validation: float = 0.1
-    """share of groups for early stopping"""
+    """share of groups for early stopping; with `folds`, of the groups that are not test"""
     test: float = 0.25
-    """share of groups that only eval sees"""
+    """share of groups that only eval sees; unused with `folds`, but positive all the same"""
+    folds: int | None = None
+    """cross-fitting: the near-duplicate groups fall into so many folds, and `fold` is the test part instead of `test`;
+    one student a fold, and every row is scored by a student that did not train on it; null: one split by `test`"""
+    fold: int = 0
+    """which fold is the test part, from 0"""
     near_duplicate_jaccard: float = 0.7
     """rows whose word 3-shingles overlap at least so much share a side, 0 to 1"""
     seed: int = 0
@@ -36,6 +43,11 @@ class SplitConfig:
             raise ConfigError(f"split: validation {self.validation} and test {self.test}; expected positive shares with a sum below 1")
         if not 0 < self.near_duplicate_jaccard <= 1:
             raise ConfigError(f"split: near_duplicate_jaccard {self.near_duplicate_jaccard}; expected a number in (0, 1]")
+        if self.folds is not None and self.folds < 2:
+            raise ConfigError(f"split: folds {self.folds}; expected at least 2; give null for one split by `test`")
+        if not 0 <= self.fold < (self.folds or 1):
+            among = f"0 to {self.folds - 1}" if self.folds else "0, as folds is null; give `folds` for cross-fitting"
+            raise ConfigError(f"split: fold {self.fold}; expected {among}")
 
 
 def shingles(text: str) -> frozenset[str]:
@@ -98,7 +110,13 @@ def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:
 
 def _side(key: str, config: SplitConfig) -> Part:
     digest = hashlib.sha256(f"{config.seed}\0{key}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
+    head = int.from_bytes(digest[:8], "big")
+    if config.folds is not None:
+        if head * config.folds >> 64 == config.fold:  # floor(place * folds) in integers: a place rounded up to 1 would have no fold
+            return "test"
+        # other bits of the digest, as `head` within the other folds is no longer uniform; they do not depend on the fold
+        return "validation" if int.from_bytes(digest[8:16], "big") / 2**64 < config.validation else "train"
+    place = head / 2**64
     if place < config.test:
         return "test"
     return "validation" if place < config.test + config.validation else "train"

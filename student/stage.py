@@ -6,7 +6,7 @@ RUN/encoder/  initial_encoder/  split.parquet  log/metrics.csv
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,10 @@ def run(config: StudentConfig, resolved_yaml: str) -> None:
             "decoder_fingerprint": target.record["decoder_fingerprint"],
             "rows_fingerprint": target.record["rows_fingerprint"],
             "near_duplicate_jaccard": config.split.near_duplicate_jaccard,
+            "folds": config.split.folds,
+            "fold": config.split.fold,
+            "shuffle_target": config.shuffle_target,
+            "rows_trained": target.parts.count("train"),
             "seed": config.seed,
             "objective": config.recipe.objective,
         }
@@ -108,9 +112,24 @@ def load_target(config: StudentConfig) -> Target:
     return target
 
 
+def shuffle_targets(target: Target, seed: int) -> Target:
+    """Give every training and validation row the features of another row of its side; test rows keep theirs.
+
+    Validation rows too: the best epoch is chosen on them, and a choice by the true ranking would let the truth back in.
+    """
+    features = target.features.copy()
+    for stream, part in enumerate(("train", "validation"), start=1):
+        rows = np.flatnonzero(np.array(target.parts) == part)
+        order = np.random.default_rng([seed, 0, stream]).permutation(rows)  # three numbers: epochs draw from [seed, epoch]
+        features[order] = target.features[np.roll(order, 1)]  # one cycle through the side, so that no row keeps its own
+    return replace(target, features=features)
+
+
 def distil(config: StudentConfig, target: Target, folder: Path) -> tuple[SentenceTransformer, KeepBest]:
     """Train an encoder on the training side; return it with its best weights on the validation side."""
     seed_everything(config.seed, verbose=False)
+    if config.shuffle_target:
+        target = shuffle_targets(target, config.seed)
     texts, features = target.of("train")
     encoder = load_encoder(config.encoder, texts, config.seed)
     save_encoder(encoder, folder / "initial_encoder")

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from eval.config import EvalConfig
 from examples.demo.__main__ import STEPS
 from influcoder.onnx_export import export_encoder
+from influcoder.program import parse_config
 from influcoder.text_format import TextFormat, save_text_format
 from student.config import FreshEncoder
 from student.encoder import make_fresh_encoder, save_encoder
@@ -60,17 +62,26 @@ def test_links_lead_somewhere(repository: Path) -> None:
 
 
 def test_every_make_target_named_exists(readme: str, repository: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (repository / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z]+)\b", readme))
+    targets = set(re.findall(r"^([a-z-]+):", (repository / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z][a-z-]*[a-z])\b", readme))
     assert {"demo", "test"} <= named <= targets
 
 
 def test_every_command_named_exists(readme: str, repository: Path) -> None:
     shell = "\n".join(blocks(readme, "sh"))
-    for module in re.findall(r"python -m (\w+)", shell):
-        assert (repository / module / "__main__.py").exists()
+    for module in re.findall(r"python -m ([\w.]+)", shell):
+        place = repository / module.replace(".", "/")
+        assert (place / "__main__.py").exists() or place.with_suffix(".py").exists(), module
     for command in re.findall(r"^influcoder (\w+)", shell, re.MULTILINE):
         assert f'"{command}"' in (repository / "influcoder" / "cli.py").read_text()
+
+
+def test_the_eval_config_shown_is_one(readme: str, tmp_path: Path) -> None:
+    (shown,) = blocks(readme, "yaml")
+    path = tmp_path / "eval.yaml"
+    path.write_text(shown)
+    config, _ = parse_config(EvalConfig, [str(path)], "eval")
+    assert list(config.tasks) == ["poison"] and len(config.student) == 2
 
 
 def test_the_demo_runs_the_configs_of_its_folder(repository: Path) -> None:

@@ -158,6 +158,20 @@ def _train_tokenizer(examples: Sequence[Example], vocab_size: int) -> PreTrained
     return wrapped
 
 
+@torch.no_grad()
+def randomise_weights(decoder: Decoder, seed: int) -> None:
+    """Give every weight matrix fresh random values, in place: what the decoder has learnt is gone, its shape and scale stay.
+
+    Normal, with each matrix's own deviation, from one seed. Vectors (norms' gains, biases) keep their values: they
+    carry scale, and a network whose activations vanish would make any comparison trivial.
+    """
+    source = torch.Generator().manual_seed(seed)
+    for parameter in decoder.model.parameters():
+        if parameter.ndim > 1:
+            deviation = float(parameter.float().std())
+            parameter.copy_(torch.randn(parameter.shape, generator=source) * deviation)
+
+
 def fingerprint_model(model: torch.nn.Module) -> str:
     """Return 16 hex digits that identify a model's weights, wherever they came from."""
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""The decoder's own hidden states: what similarity of representations, without any gradient, has to go by.
+"""What one forward pass of the decoder tells of a row: hidden states and loss, all that methods without gradients have to go by.
 
 Legend: N rows, T tokens, H hidden size.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from influcoder.influence.decoder import Decoder
-from influcoder.influence.tokens import TokenizedRow, pad, pad_token_id, token_batches
+from influcoder.influence.tokens import TokenizedRow, pad, pad_token_id, row_losses, token_batches
 
 
 @torch.no_grad()
@@ -32,3 +32,17 @@ def hidden_states(decoder: Decoder, rows: Sequence[TokenizedRow], max_batch_toke
     model.train(training)
     back = torch.argsort(torch.tensor(order))
     return torch.cat(lasts)[back], torch.cat(means)[back]
+
+
+@torch.no_grad()
+def losses(decoder: Decoder, rows: Sequence[TokenizedRow], max_batch_tokens: int) -> Tensor:
+    """Return each row's mean cross-entropy (nats) on its response, `(N,)` float32 on the CPU."""
+    model: nn.Module = decoder.model
+    training = model.training
+    model.eval()
+    found = torch.empty(len(rows))
+    for positions in token_batches(rows, max_batch_tokens):
+        batch = pad([rows[position] for position in positions], pad_token_id(decoder.tokenizer), decoder.device)
+        found[positions] = row_losses(model, *batch).cpu()
+    model.train(training)
+    return found

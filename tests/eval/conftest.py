@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.eval.fake_runs import PARTS, Runs, make_rows, make_student, make_teacher, write_labels
+from tests.eval.fake_runs import PARTS, Runs, make_cross_fitted, make_rows, make_student, make_teacher, write_labels
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,9 @@ def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("runs")
     rows, queries = make_rows(len(PARTS), "row", seed=1), make_rows(5, "query", seed=2, weights=(1.0, 1.0, -1.0))
     make_teacher(folder / "teacher", rows, queries)
-    make_student(folder / "student", rows, tmp_path_factory.mktemp("scratch"))
+    scratch = tmp_path_factory.mktemp("scratch")
+    make_student(folder / "student", rows, scratch)
+    make_cross_fitted(folder, rows, scratch)
     write_labels(folder / "labels.jsonl", rows)
     return Runs(folder, rows, queries)
 

@@ -19,7 +19,7 @@ def test_offline_logging_stays_in_the_run(runs: Runs, monkeypatch: pytest.Monkey
     (offline,) = folder.glob("offline-run-*")
     assert list(offline.glob("*.wandb"))
     logged = {path.name.split("_")[0] for path in (offline / "files" / "media").rglob("*") if path.is_file()}
-    assert {"plot", "Fidelity to influcoder", "Task"} <= {name for name in logged}, sorted(logged)
+    assert {"fidelity", "tasks", "Fidelity to influcoder", "poison", "Cost on this machine", "Gates"} <= logged, sorted(logged)
     tables = [json.loads(path.read_text()) for path in (offline / "files" / "media").rglob("*.table.json")]
     assert {row[0] for table in tables for row in table["data"]} >= {"student", "teacher", "bm25"}
 

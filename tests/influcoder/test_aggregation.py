@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import zscore
 
-from influcoder.aggregation import aggregate
+from influcoder.aggregation import aggregate, standardised
 
 
 def naive(scores: list[list[float]], weights: list[float], top: int | None) -> list[float]:
@@ -57,3 +58,26 @@ def test_query_blind_scores_cancel_exactly_between_behaviour_and_contrast(seed: 
 def test_refuses_shapes_zero_weights_and_no_rows_to_take(shape: tuple[int, ...], weights: list[float], top: int) -> None:
     with pytest.raises(ValueError, match="expected"):
         aggregate(np.zeros(shape), np.array(weights, dtype=np.float64), top)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("seed", range(3))
+def test_standard_scores_equal_scipy(seed: int, dtype: type[np.floating]) -> None:
+    scores = (np.random.default_rng(seed).normal(size=(5, 30)) * [[1], [2], [0.1], [30], [4]] + [[0], [-5], [1], [7], [-100]]).astype(dtype)
+    found = standardised(scores)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, zscore(scores.astype(np.float64), axis=1), atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [0.0, -0.0, 0.1, -1e30, 1e-30])
+def test_a_constant_has_standard_scores_of_zero(value: float, dtype: type[np.floating]) -> None:
+    scores = np.stack([np.full(7, value), np.arange(7.0)]).astype(dtype)
+    assert (standardised(scores)[0] == 0).all(), "rounding left a ranking where there is none"
+    np.testing.assert_allclose(standardised(scores)[1], zscore(np.arange(7.0)))
+
+
+@given(st.integers(0, 1000), st.lists(st.floats(-20, 20), min_size=3, max_size=3))
+def test_no_query_outweighs_the_others_whatever_their_scales(seed: int, powers: list[float]) -> None:
+    scores = np.random.default_rng(seed).normal(size=(3, 15))
+    np.testing.assert_allclose(standardised(scores * 10.0 ** np.array(powers)[:, None]), standardised(scores), atol=1e-9)

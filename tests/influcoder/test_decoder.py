@@ -7,9 +7,17 @@ import torch
 
 from influcoder.errors import ConfigError, DataError
 from influcoder.examples import Example, Turn
-from influcoder.influence.decoder import Decoder, DecoderConfig, FreshDecoder, fingerprint_model, load_decoder, make_fresh_decoder
+from influcoder.influence.decoder import (
+    Decoder,
+    DecoderConfig,
+    FreshDecoder,
+    fingerprint_model,
+    load_decoder,
+    make_fresh_decoder,
+    randomise_weights,
+)
 from influcoder.influence.tokens import TokenizedRow, pad, row_losses, token_batches, tokenize
-from tests.influcoder.tiny_decoders import ROWS, SMALL, example, fresh_decoder
+from tests.influcoder.tiny_decoders import ROWS, SMALL, example, fresh_decoder, grouped_decoder
 
 CPU = torch.device("cpu")
 
@@ -118,6 +126,62 @@ def test_fresh_decoder_depends_on_its_seed_alone() -> None:
     assert fingerprint_model(first.model) == fingerprint_model(second.model)
     assert first.tokenizer.get_vocab() == second.tokenizer.get_vocab()
     assert fingerprint_model(make_fresh_decoder(SMALL, ROWS, seed=1).model) != fingerprint_model(first.model)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_random_weights_keep_shapes_and_deviations_and_nothing_else(tied: bool) -> None:
+    decoder = grouped_decoder(tied)
+    before = {name: weight.detach().clone() for name, weight in decoder.model.named_parameters()}
+    randomise_weights(decoder, seed=0)
+    after = {name: weight.detach() for name, weight in decoder.model.named_parameters()}
+    assert after.keys() == before.keys() and sum(weight.ndim == 1 for weight in after.values()) == 5, "two norms a layer and the last"
+    for name, weight in after.items():
+        assert weight.shape == before[name].shape
+        if weight.ndim == 1:
+            assert torch.equal(weight, before[name]), "norms keep their gains"
+        else:
+            assert not (weight == before[name]).any(), name
+            assert float(weight.std() / before[name].std()) == pytest.approx(1, abs=5 / (2 * weight.numel()) ** 0.5), name
+            together = torch.corrcoef(torch.stack([weight.flatten(), before[name].flatten()]))[0, 1]
+            assert abs(float(together)) < 5 / weight.numel() ** 0.5, name
+
+
+def test_random_weights_are_drawn_from_their_seed_alone() -> None:
+    decoders = [fresh_decoder() for _ in range(3)]
+    for decoder, (global_seed, seed) in zip(decoders, ((1, 0), (2, 0), (1, 1)), strict=True):
+        torch.manual_seed(global_seed)
+        expected = torch.rand(1)
+        torch.manual_seed(global_seed)
+        randomise_weights(decoder, seed)
+        assert torch.equal(torch.rand(1), expected)  # the caller's random state is left alone
+    first, again, other = (fingerprint_model(decoder.model) for decoder in decoders)
+    assert first == again and first != other
+
+
+def test_no_two_matrices_get_the_same_random_weights() -> None:
+    decoder = fresh_decoder()
+    randomise_weights(decoder, seed=0)
+    heads = torch.stack([weight.detach().flatten()[:64] for weight in decoder.model.parameters() if weight.ndim > 1])
+    alike = torch.corrcoef(heads) - torch.eye(len(heads))
+    assert alike.abs().max() < 0.7
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_random_weights_leave_tied_embeddings_tied(tied: bool) -> None:
+    decoder = grouped_decoder(tied)
+    randomise_weights(decoder, seed=0)
+    inputs, outputs = (dict(decoder.model.named_modules())[name].get_parameter("weight") for name in ("model.embed_tokens", "lm_head"))
+    assert torch.equal(inputs, outputs) == tied and (inputs is outputs) == tied
+
+
+def test_random_weights_of_half_precision_stay_so() -> None:
+    decoder = fresh_decoder()
+    for weight in decoder.model.parameters():
+        weight.data = weight.data.bfloat16()
+    before = fingerprint_model(decoder.model)
+    randomise_weights(decoder, seed=0)
+    assert {weight.dtype for weight in decoder.model.parameters()} == {torch.bfloat16}
+    assert fingerprint_model(decoder.model) != before
 
 
 def test_a_saved_decoder_loads_as_it_was(tmp_path: Path) -> None:

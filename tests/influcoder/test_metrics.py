@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
-from sklearn.metrics import average_precision_score
 
 from influcoder import metrics
 
@@ -32,6 +31,12 @@ def test_spearman_equals_scipy_with_ties(seed: int, values: int) -> None:
     assert metrics.spearman(first, second) == pytest.approx(spearmanr(first, second).statistic, abs=1e-12)
 
 
+def test_negative_zero_ties_with_zero() -> None:
+    zeros = np.array([0.0, -0.0, 1.0, -1.0, 0.0])
+    assert metrics.average_ranks(zeros).tolist() == [3, 3, 5, 1, 3]
+    assert metrics.average_ranks(-zeros).tolist() == [3, 3, 1, 5, 3]
+
+
 def test_spearman_of_a_constant_is_zero() -> None:
     rising = np.arange(5.0)
     assert metrics.spearman(np.full(5, 0.1), rising) == 0
@@ -54,13 +59,19 @@ def test_per_query_spearman_equals_scipy_row_by_row() -> None:
     np.testing.assert_allclose(metrics.per_query_spearman(predicted, target), expected, atol=1e-12)
 
 
-def test_per_query_spearman_keeps_to_the_mask_and_leaves_out_queries_with_few_candidates() -> None:
+def test_per_query_spearman_keeps_to_the_mask_and_has_no_rho_for_queries_with_few_candidates() -> None:
     rng = np.random.default_rng(1)
-    predicted, target = rng.normal(size=(3, 12)), rng.normal(size=(3, 12))
-    mask = np.zeros((3, 12), dtype=bool)
-    mask[0, :6], mask[1, :2], mask[2, ::2] = True, True, True
-    expected = [spearmanr(predicted[0, :6], target[0, :6]).statistic, spearmanr(predicted[2, ::2], target[2, ::2]).statistic]
-    np.testing.assert_allclose(metrics.per_query_spearman(predicted, target, mask), expected, atol=1e-12)
+    predicted, target = rng.normal(size=(4, 12)), rng.normal(size=(4, 12))
+    mask = np.zeros((4, 12), dtype=bool)
+    mask[0, :6], mask[1, :2], mask[3, ::2] = True, True, True
+    first, last = spearmanr(predicted[0, :6], target[0, :6]).statistic, spearmanr(predicted[3, ::2], target[3, ::2]).statistic
+    np.testing.assert_allclose(metrics.per_query_spearman(predicted, target, mask), [first, np.nan, np.nan, last], atol=1e-12)
+
+
+@pytest.mark.parametrize(("rows", "known"), [(0, False), (2, False), (3, True)])
+def test_per_query_spearman_takes_three_rows(rows: int, known: bool) -> None:
+    rising = np.tile(np.arange(float(rows)), (2, 1))
+    np.testing.assert_allclose(metrics.per_query_spearman(rising, rising), [1.0 if known else np.nan] * 2)
 
 
 def test_aggregated_spearman_is_that_of_the_means() -> None:
@@ -93,49 +104,37 @@ def test_residual_sees_what_is_left_beside_levels(scale: float) -> None:
     np.testing.assert_allclose(metrics.residual_spearman((target + levels) * scale, target), 1, atol=1e-9)
 
 
-def test_top_overlap_counts_shared_rows_and_breaks_ties_by_row_order() -> None:
-    target = np.array([[5.0, 4, 3, 2, 1], [0, 0, 0, 0, 0]])
-    predicted = np.array([[5.0, 1, 2, 3, 4], [9, 0, 0, 0, 9]])
-    np.testing.assert_allclose(metrics.top_overlap(predicted, target, 2), [0.5, 0.5])
-    np.testing.assert_allclose(metrics.top_overlap(target, target, 3), 1)
+def best(scores: list[float], k: int) -> set[int]:
+    """Return the places of the k largest, the first of equal ones."""
+    return set(sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:k])
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("values", [1, 3, 1000])
-def test_average_precision_equals_scikit_learn_with_ties_and_negatives(seed: int, values: int) -> None:
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (3, 7), (7, 3), (10, 100), (100, 5)])
+def test_top_recall_equals_a_loop_with_ties_and_negatives(seed: int, values: int, k: int, n: int) -> None:
     rng = np.random.default_rng(seed)
-    scores, positive = tied(rng, 50, values), rng.random(50) < 0.2
-    positive[0] = True
-    assert metrics.average_precision(scores, positive) == pytest.approx(average_precision_score(positive, scores), abs=1e-12)
+    predicted, target = tied(rng, (4, 20), values), tied(rng, (4, 20), values)
+    predicted[0], target[1] = -3, 0
+    target[2] *= -1  # zeros turn into negative ones
+    pairs = zip(predicted.tolist(), target.tolist(), strict=True)
+    expected = [len(best(mine, n) & best(theirs, k)) / min(k, 20) for mine, theirs in pairs]
+    np.testing.assert_allclose(metrics.top_recall(predicted, target, k, n), expected)
 
 
-def test_average_precision_of_a_constant_is_the_base_rate() -> None:
-    positive = np.arange(20) < 3
-    assert metrics.average_precision(np.zeros(20), positive) == pytest.approx(0.15)
+def test_top_overlap_counts_shared_rows_and_breaks_ties_by_row_order() -> None:
+    target = np.array([[5.0, 4, 3, 2, 1], [0, 0, -0.0, 0, 0]])
+    predicted = np.array([[5.0, 1, 2, 3, 4], [9, -0.0, 0, 0, 9]])
+    np.testing.assert_allclose(metrics.top_overlap(predicted, target, 2), [0.5, 0.5])
+    np.testing.assert_allclose(metrics.top_overlap(target, target, 3), 1)
 
 
-@given(st.lists(st.tuples(st.integers(-20, 20), st.booleans()), min_size=2, max_size=30))
-def test_detection_sees_order_alone(pairs: list[tuple[int, bool]]) -> None:
-    scores, positive = np.array([pair[0] for pair in pairs], dtype=np.float64), np.array([pair[1] for pair in pairs])
-    assume(positive.any())
-    moved = np.exp(scores / 10) - 3
-    assert metrics.average_precision(moved, positive) == pytest.approx(metrics.average_precision(scores, positive), abs=1e-12)
-    assert metrics.recall_at(moved, positive, 3) == metrics.recall_at(scores, positive, 3)
-
-
-def test_recall_counts_negative_scores_and_breaks_ties_by_row_order() -> None:
-    scores = np.array([-1.0, -2, -2, -3])
-    assert metrics.recall_at(scores, np.array([True, False, True, False]), 2) == 0.5
-    assert metrics.recall_at(scores, np.array([True, True, False, False]), 2) == 1
-
-
-def test_bootstrap_interval_holds_the_mean_and_narrows_with_n() -> None:
-    values = np.random.default_rng(6).normal(0.5, 0.2, size=400)
-    many, few = metrics.bootstrap_mean(values), metrics.bootstrap_mean(values[:25])
-    assert many.mean == pytest.approx(values.mean())
-    assert many.n == 400
-    assert many.low < many.mean < many.high
-    error = values.std() / 20
-    assert many.high - many.low == pytest.approx(2 * 1.96 * error, rel=0.15)
-    assert few.high - few.low > 2 * (many.high - many.low)
-    assert metrics.bootstrap_mean(values, seed=1) == metrics.bootstrap_mean(values, seed=1) != many
+@given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 12), st.integers(1, 12))
+def test_top_recall_sees_order_alone_and_grows_with_what_is_inspected(seed: int, k: int, n: int, more: int) -> None:
+    rng = np.random.default_rng(seed)
+    predicted, target = tied(rng, (3, 12)), tied(rng, (3, 12))
+    found = metrics.top_recall(predicted, target, k, n)
+    np.testing.assert_array_equal(metrics.top_recall(np.exp(predicted / 3) - 2, target**3, k, n), found)
+    assert (metrics.top_recall(predicted, target, k, n + more) >= found).all()
+    assert (metrics.top_recall(predicted, target, k, 12) == 1).all()
+    np.testing.assert_array_equal(metrics.top_overlap(predicted, target, k), metrics.top_recall(predicted, target, k, k))

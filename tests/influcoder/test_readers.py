@@ -90,25 +90,31 @@ def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
     assert read_examples(source(tmp_path / name)) == EXPECTED
 
 
-def test_a_hub_id_is_loaded_by_name_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, str]] = []
+def test_a_hub_id_is_loaded_by_name_subset_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None, str]] = []
 
-    def load_dataset(path: str, *, split: str) -> datasets.Dataset:
-        asked.append((path, split))
+    def load_dataset(path: str, name: str | None = None, *, split: str) -> datasets.Dataset:
+        asked.append((path, name, split))
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert read_examples(DataSource(paths=("someone/pool",), split="validation")) == EXPECTED
-    assert asked == [("someone/pool", "validation")]
+    assert read_columns(DataSource(paths=("someone/pool",), subset="Chat-Hard"), ("label",))["b"] == {"label": "poison"}
+    assert asked == [("someone/pool", None, "validation"), ("someone/pool", "Chat-Hard", "train")]
+    with pytest.raises(DataError, match=r"^someone/pool\[Chat-Hard, train\]: row 1: no column 'attack'"):
+        read_columns(DataSource(paths=("someone/pool",), subset="Chat-Hard"), ("attack",))
 
 
 def test_a_hub_id_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(path: str, *, split: str) -> datasets.Dataset:
+    def load_dataset(path: str, name: str | None = None, *, split: str) -> datasets.Dataset:
         raise ConnectionError("no route\nand a long story")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert refusal(source("someone/pool")) == (
-        "someone/pool: cannot be loaded as a dataset, split 'train' (no route); check the name and the network"
+        "someone/pool: cannot be loaded as a dataset, split 'train' (no route); check the names and the network"
+    )
+    assert refusal(DataSource(paths=("someone/pool",), subset="Chat-Hard", split="ref")) == (
+        "someone/pool: cannot be loaded as a dataset, subset 'Chat-Hard', split 'ref' (no route); check the names and the network"
     )
 
 
@@ -178,7 +184,7 @@ class Guarded(dict[str, Any]):
 
 
 def test_labels_beside_the_rows_stay_unread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, split: [Guarded(row) for row in ROWS])
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: [Guarded(row) for row in ROWS])
     assert read_examples(source("someone/pool", contributor="source"))[0].contributor == "s1"
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
     write_jsonl(tmp_path / "relabelled.jsonl", [{**row, "label": "?"} for row in ROWS])
@@ -193,6 +199,35 @@ def test_read_columns_gives_labels_by_id(tmp_path: Path) -> None:
     assert found == {"a": {"label": "clean"}, "b": {"label": "poison"}, "c": {"label": "clean"}}
     with pytest.raises(DataError, match=r"row 1: no column 'attack'; it has 'id', 'prompt', 'response', 'source', 'label'"):
         read_columns(source(tmp_path / "rows.parquet"), ("attack",))
+
+
+def test_read_columns_needs_no_text_where_there_is_an_id(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "links.jsonl", [{"query": "q1", "row_ids": ["a", "c"]}, {"query": 2, "row_ids": []}])
+    links = source(tmp_path / "links.jsonl", id="query")
+    assert read_columns(links, ("row_ids",)) == {"q1": {"row_ids": ["a", "c"]}, "2": {"row_ids": []}}
+    write_csv(tmp_path / "labels.csv", [{"id": "a", "label": "1"}, {"id": "", "label": "0"}])
+    with pytest.raises(DataError, match=r"labels.csv: row 2: no column 'prompt'; it has 'id', 'label'"):
+        read_columns(source(tmp_path / "labels.csv"), ("label",))
+
+
+def test_read_columns_names_rows_as_read_examples_does(tmp_path: Path) -> None:
+    rows = [{"id": id, "prompt": "p", "response": response, "label": label} for id, response, label in
+            [("given", "r", 1), (None, "r", 2), ("", "r", 3), (None, "other", 4)]]  # fmt: skip
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    found = read_columns(source(tmp_path / "rows.jsonl"), ("label",))
+    assert list(found) == [example.id for example in read_examples(source(tmp_path / "rows.jsonl"))]
+    assert [row["label"] for row in found.values()] == [1, 2, 3, 4]
+    first_two = DataSource(paths=(str(tmp_path / "rows.jsonl"),), limit=2)
+    assert list(read_columns(first_two, ("label",))) == list(found)[:2]
+
+
+def test_an_id_that_is_labelled_twice_is_refused_with_both_places(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.csv"
+    write_jsonl(one, [{"id": "a", "label": 1}, {"id": 7, "label": 0}])
+    write_csv(two, [{"id": "b", "label": "1"}, {"id": "7", "label": "1"}])
+    with pytest.raises(DataError) as caught:
+        read_columns(DataSource(paths=(str(one), str(two))), ("label",))
+    assert str(caught.value) == f"{two}: row 2: id '7' stands in {one}:2 too; expected every id once; rename or drop one"
 
 
 GOOD = {"id": "good", "prompt": "p", "response": "r", "weight": 1}

@@ -19,7 +19,7 @@ from influcoder.text_format import load_text_format
 from influcoder.training import silence_hints
 from student.config import EncoderConfig, FreshEncoder, OptimizerConfig, RecipeConfig, StudentConfig
 from student.module import KeepBest
-from student.stage import load_target, run
+from student.stage import load_target, run, shuffle_targets
 from tests.student.fake_teacher import DIM, TEXT, make_teacher
 
 SMALL = FreshEncoder(hidden_size=32, layers=1, heads=2, intermediate_size=32, vocab_size=400)
@@ -67,8 +67,12 @@ def test_the_run_holds_what_readers_ask_for(finished: Path, finished_teacher: Pa
     for name in ("rows_fingerprint", "decoder_fingerprint"):
         assert record[name] == teacher[name]
     assert (record["teacher_method"], record["teacher_seed"], record["near_duplicate_jaccard"]) == ("influcoder", 4, 0.7)
-    assert json.loads((finished / "encoder" / "fidelity.json").read_text())["validation"] == record["validation"]
+    fidelity = json.loads((finished / "encoder" / "fidelity.json").read_text())
+    assert fidelity["validation"] == record["validation"]
     table = pq.read_table(finished / "split.parquet").to_pydict()
+    expected = {"folds": None, "fold": 0, "shuffle_target": False, "rows_trained": table["part"].count("train")}
+    for found in (record, fidelity):
+        assert {name: found[name] for name in expected} == expected
     assert table["id"] == [row.id for row in load_examples(finished_teacher / "rows.parquet")]
     assert set(Counter(table["part"])) == {"train", "validation", "test"}
     for name in ("encoder", "initial_encoder"):
@@ -87,6 +91,49 @@ def test_the_best_encoder_is_saved_and_has_learnt(finished: Path, finished_teach
     unseen = KeepBest(*target.of("test"), 1)  # rows that neither training nor the choice of the epoch saw
     before, after = (unseen.measure(SentenceTransformer(str(finished / name), device="cpu")) for name in ("initial_encoder", "encoder"))
     assert after > before + 0.2, (before, after)
+
+
+def spearman_of_unseen_rows(config: StudentConfig, name: str) -> float:
+    encoder = SentenceTransformer(str(Path(config.output) / name), device="cpu")
+    return KeepBest(*load_target(config).of("test"), 1).measure(encoder)
+
+
+def test_a_shuffled_target_is_another_row_of_the_same_side(finished_teacher: Path, tmp_path: Path) -> None:
+    target = load_target(make_config(finished_teacher, tmp_path / "student"))
+    made, again, other = (shuffle_targets(target, seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(made.features, again.features)
+    np.testing.assert_array_equal(made.of("test")[1], target.of("test")[1])
+    assert made.parts == target.parts and made.texts == target.texts
+    for part in ("train", "validation"):
+        (_, true), (_, shuffled), (_, others) = (each.of(part) for each in (target, made, other))
+        assert (true != shuffled).any(axis=1).all()
+        assert (shuffled != others).any(axis=1).mean() > 0.5
+        np.testing.assert_array_equal(np.unique(shuffled, axis=0), np.unique(true, axis=0))
+
+
+def test_a_control_is_recorded_and_its_epoch_not_chosen_by_the_truth(finished_teacher: Path, tmp_path: Path) -> None:
+    split = SplitConfig(validation=0.2, folds=4, fold=2)
+    config = make_config(finished_teacher, tmp_path / "student", shuffle_target=True, split=split)
+    record = open_run(run_stage(config), "student")
+    parts = pq.read_table(tmp_path / "student" / "split.parquet").to_pydict()["part"]
+    assert (record["folds"], record["fold"], record["shuffle_target"], record["rows_trained"]) == (4, 2, True, parts.count("train"))
+    encoder = SentenceTransformer(str(tmp_path / "student" / "encoder"), device="cpu")
+    judge = KeepBest(*shuffle_targets(load_target(config), config.seed).of("validation"), 1)
+    assert record["validation"]["per_query_spearman"] == pytest.approx(judge.measure(encoder), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_student_of_shuffled_targets_learns_nothing_of_unseen_rows(finished: Path, finished_teacher: Path, tmp_path: Path) -> None:
+    """One control's figure spreads by about 0.2, as its initial encoder's does: the mean over seeds is judged."""
+    controls = [make_config(finished_teacher, tmp_path / f"seed-{seed}", seed=seed, shuffle_target=True) for seed in range(8)]
+    for config in controls:
+        run_stage(config)
+    before, after = (
+        float(np.mean([spearman_of_unseen_rows(config, name) for config in controls])) for name in ("initial_encoder", "encoder")
+    )
+    learnt = spearman_of_unseen_rows(make_config(finished_teacher, finished), "encoder")
+    assert learnt > 0.75, learnt
+    assert after < min(before + 0.2, learnt - 0.25), (before, after, learnt)
 
 
 def test_the_encoder_is_a_sentence_transformer_with_unit_embeddings(finished: Path) -> None:

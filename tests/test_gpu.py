@@ -1,0 +1,57 @@
+"""On a GPU; skipped where there is none. What the device may change is rounding, never a ranking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.encoders import Embedder
+from influcoder.influence.decoder import Decoder, FreshDecoder, make_fresh_decoder
+from influcoder.influence.gradients import GradientConfig, GradientProjector
+from influcoder.influence.representations import hidden_states, losses
+from influcoder.influence.tokens import tokenize
+from influcoder.metrics import per_query_spearman
+from tests.eval.fake_runs import TEXT, make_encoder, make_rows
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+ROWS = make_rows(60, "row", seed=0)
+TINY = FreshDecoder(hidden_size=32, layers=2, heads=2, intermediate_size=64, vocab_size=300, max_tokens=256)
+
+
+def decoders() -> tuple[Decoder, Decoder]:
+    """Return the same decoder on the CPU and on the GPU."""
+    on_cpu, on_gpu = (make_fresh_decoder(TINY, ROWS, seed=0) for _ in range(2))
+    on_gpu.model.to("cuda")  # type: ignore[arg-type]  # transformers' stub of `to`
+    return on_cpu, on_gpu
+
+
+def test_sketched_gradients_are_the_same_on_both_devices() -> None:
+    found = []
+    for decoder in decoders():
+        projector = GradientProjector(decoder, GradientConfig(rank=8, dim=2048, max_batch_tokens=512), seeds=(0, 1))
+        vectors = np.empty((2, len(ROWS), 2048), np.float32)
+        for positions, sketches in projector.project_all(tokenize(ROWS, decoder)):
+            vectors[:, positions] = sketches.cpu().numpy()
+        found.append(vectors)
+    error = np.linalg.norm(found[0] - found[1], axis=2) / np.linalg.norm(found[0], axis=2)
+    assert error.max() < 1e-3, "float32 sums in another order; a wrong seed or a wrong row would give about 1"
+    kernels = [vectors[0, :20] @ vectors[0, 20:].T for vectors in found]
+    assert per_query_spearman(kernels[1], kernels[0]).min() > 0.999
+
+
+def test_losses_and_states_are_the_same_on_both_devices() -> None:
+    cpu, gpu = (
+        (losses(decoder, tokenize(ROWS, decoder), 512), *hidden_states(decoder, tokenize(ROWS, decoder), 512)) for decoder in decoders()
+    )
+    for mine, theirs in zip(cpu, gpu, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_embeddings_rank_the_same_on_both_devices(tmp_path: Path) -> None:
+    make_encoder(tmp_path / "encoder", tmp_path / "scratch", seed=0)
+    cpu, gpu = (Embedder(TEXT, device).embed(tmp_path / "encoder", ROWS) for device in ("cpu", "cuda"))
+    assert per_query_spearman(gpu @ gpu.T, cpu @ cpu.T).min() > 0.999
