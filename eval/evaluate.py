@@ -77,7 +77,7 @@ def check_finite(name: str, scores: MethodScores, judged: Judged) -> None:
                 "expected numbers; check the model's weights and dtype"
             )
     if scores.own is not None and not np.isfinite(scores.own).all():
-        row = int(np.flatnonzero(~np.isfinite(scores.own))[0])
+        row = int(np.argwhere(~np.isfinite(scores.own))[0, 1])
         raise DataError(f"method {name}: its own score of row {judged.rows[row].id!r} is not finite; expected a number")
 
 

@@ -72,7 +72,7 @@ def by_stratum(rhos: Sequence[Figures], judged: Judged, resampler: Resampler) ->
     """
     lengths = judged.lengths
     thirds = np.quantile(lengths[judged.fidelity_queries], [1 / 3, 2 / 3])
-    kinds = {"length": np.array(LENGTHS)[np.searchsorted(thirds, lengths)]}
+    kinds = {"length": np.array(LENGTHS)[np.searchsorted(thirds, lengths, side="right")]}
     if judged.groups is not None:
         kinds["group"] = judged.groups
     strata: dict[str, dict[str, Estimate]] = {}

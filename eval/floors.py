@@ -20,6 +20,7 @@ from influcoder.influence.tokens import tokenize
 WORD = r"(?u)\b\w+\b"
 """bm25s would drop words of one letter, hence digits"""
 MAX_BATCH_TOKENS = 4096
+RANDOM_DRAWS = 5
 Value = TypeVar("Value")
 
 
@@ -38,15 +39,15 @@ def bm25_scores(judged: Judged) -> MethodScores:
 def length_scores(judged: Judged) -> MethodScores:
     """Score by the number of characters of the response."""
     values = judged.lengths.astype(np.float64)
-    return MethodScores(asked=ask_blindly(judged, values), own=values, cost=Cost(seconds_per_1000=0.0, bytes_per_row=8.0))
+    return MethodScores(asked=ask_blindly(judged, values), own=values[None], cost=Cost(seconds_per_1000=0.0, bytes_per_row=8.0))
 
 
 def random_scores(judged: Judged, seed: int) -> MethodScores:
-    """Score by chance, anew for each pair."""
+    """Score by chance, anew for each pair; several draws, since one may be lucky."""
     draw = np.random.default_rng([seed, 1])  # apart from the draw that chose the queries
     return MethodScores(
-        asked=draw.standard_normal((1, judged.num_asking, len(judged.rows)), np.float32),
-        own=draw.standard_normal(len(judged.rows)),
+        asked=draw.standard_normal((RANDOM_DRAWS, judged.num_asking, len(judged.rows)), np.float32),
+        own=draw.standard_normal((RANDOM_DRAWS, len(judged.rows))),
         cost=Cost(seconds_per_1000=0.0, bytes_per_row=0.0),
     )
 
@@ -69,7 +70,7 @@ def decoder_scores(load: Callable[[], Decoder], judged: Judged) -> dict[str, Met
         found[name] = MethodScores(asked=ask(judged, rows, queries), cost=cost)
     values, seconds = _timed(lambda: losses(decoder, tokens[:count], MAX_BATCH_TOKENS).numpy().astype(np.float64))
     cost = Cost(seconds_per_1000=1000 * seconds / count, bytes_per_row=4.0)
-    return found | {"loss": MethodScores(asked=ask_blindly(judged, values), own=values, cost=cost)}
+    return found | {"loss": MethodScores(asked=ask_blindly(judged, values), own=values[None], cost=cost)}
 
 
 def _timed(work: Callable[[], Value]) -> tuple[Value, float]:

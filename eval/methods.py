@@ -1,6 +1,6 @@
 """What a method of ranking gives: scores of every judged row for every query that asks. Larger = the row helps the query more.
 
-S student seeds (1 for all other methods), A queries that ask (fidelity queries first, then the task queries), N judged rows.
+S seeds (of students, of projections, of chance; 1 for all other methods), A queries that ask (fidelity queries first, then the task queries), N judged rows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class MethodScores:
     asked: Array
     """(S, A, N); NaN where a cross-fitted student is not asked: rows of a fold for fidelity queries of another"""
     own: Array | None = None
-    """(N,) influence of each row on itself, or what stands in for it; None for a method that has none"""
+    """(S, N) influence of each row on itself, or what stands in for it; None for a method that has none"""
     cost: Cost | None = None
     folds: tuple[int, ...] | None = None
     """folds it was asked about; None: all"""

@@ -35,17 +35,28 @@ def write_plots(folder: Path, summary: dict[str, Any]) -> None:
     figures = require("matplotlib.figure", "train")  # a Figure of its own: no pyplot, no display, nothing global
     height = 1.3 + 0.34 * len(summary["methods"])
     metrics = ["per_query_spearman", *(f"{name}_{task['primary']}" for name, task in summary["tasks"].items())]
-    figure = figures.Figure(figsize=(5.9 * len(metrics), height), layout="constrained")
-    for panel, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+    figure, panels = _grid(figures, len(metrics), 5.9, height)
+    for panel, metric in zip(panels, metrics, strict=True):
         _draw_bars(panel, summary, metric)
         _finish_bars(panel, summary, metric)
     figure.savefig(folder / "fidelity.png", dpi=120)
     curved = [name for name, task in summary["tasks"].items() if task["kind"] != "retrieval"]
     if curved:
-        figure = figures.Figure(figsize=(5.2 * len(curved), 4.4), layout="constrained")
-        for panel, task in zip(figure.subplots(1, len(curved), squeeze=False)[0], curved, strict=True):
+        figure, panels = _grid(figures, len(curved), 5.4, 4.2)
+        for panel, task in zip(panels, curved, strict=True):
             _draw_curves(panel, summary, task)
         figure.savefig(folder / "tasks.png", dpi=120)
+
+
+def _grid(figures: Any, count: int, width: float, height: float) -> tuple[Any, list[Axes]]:
+    """Return a figure of `count` panels, at most three a line; width and height of a panel in inches."""
+    columns = min(3, count)
+    lines = -(-count // columns)
+    figure = figures.Figure(figsize=(width * columns, height * lines), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for empty in panels[count:]:
+        empty.set_axis_off()
+    return figure, panels[:count]
 
 
 def _draw_bars(panel: Axes, summary: dict[str, Any], metric: str) -> None:

@@ -92,7 +92,7 @@ def measure(name: str, task: Task, scores: MethodScores, judged: Judged, *, top:
     if task.kind == "retrieval":
         return Found(nothing | _retrieve(name, task, scores, judged, resampler))
     if task.kind == "mislabel":
-        return _detect(name, task, {"top": scores.own[None]}, judged, resampler) if scores.own is not None else Found(nothing)
+        return _detect(name, task, {"top": scores.own}, judged, resampler) if scores.own is not None else Found(nothing)
     asked = scores.asked[:, judged.task_asking(task)]
     return _detect(name, task, {way: _aggregate(asked, task, judged, way, top) for way in AGGREGATIONS}, judged, resampler)
 

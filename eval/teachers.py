@@ -28,13 +28,14 @@ def teacher_scores(teacher: TeacherRun, judged: Judged, seed: int) -> MethodScor
         task = teacher.scores(seed).select([query.id for query in judged.task_queries], row_ids)
         asked = np.concatenate([asked, task])
     norms = dict(zip(features.manifest.ids, features.norms.tolist(), strict=True))
-    return MethodScores(asked=asked[None], own=np.array([norms[row_id] ** 2 for row_id in row_ids]))
+    return MethodScores(asked=asked[None], own=np.array([[norms[row_id] ** 2 for row_id in row_ids]]))
 
 
 def ceiling_scores(teacher: TeacherRun, judged: Judged) -> MethodScores:
     """Return what the teacher wrote under its other seeds, stacked."""
     every = [teacher_scores(teacher, judged, seed) for seed in teacher.record["seeds"][1:]]
-    return replace(every[0], asked=np.concatenate([scores.asked for scores in every]))
+    own = np.concatenate([scores.own for scores in every if scores.own is not None])
+    return MethodScores(asked=np.concatenate([scores.asked for scores in every]), own=own)
 
 
 def mean_training_scores(teacher: TeacherRun, run: StudentRun) -> tuple[list[Example], NDArray[np.float32]]:

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -188,9 +189,14 @@ def _describe(stage: str, seconds: float) -> dict[str, Any]:
         "finished_utc": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "git_commit": git_commit(),
-        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()},
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": _gpus(), "python": platform.python_version()},
         "packages": packages,
     }
+
+
+def _gpus() -> list[str]:
+    torch = sys.modules.get("torch")  # a run that did not need torch used no GPU
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())] if torch else []
 
 
 def git_commit() -> str | None:

@@ -63,7 +63,7 @@ def test_bm25_scores_every_row_those_without_a_common_word_by_zero() -> None:
 def test_length_is_that_of_the_response_and_the_same_for_every_query() -> None:
     scores = length_scores(JUDGED)
     assert scores.asked.tolist() == [[[12, 13, 8, 8, 7]] * 4]
-    assert scores.own is not None and scores.own.tolist() == [12, 13, 8, 8, 7]
+    assert scores.own is not None and scores.own.tolist() == [[12, 13, 8, 8, 7]]
 
 
 def test_random_is_seeded_and_differs_between_queries() -> None:
@@ -84,7 +84,7 @@ def test_loss_equals_a_loop_over_rows_and_tokens(decoder: Decoder) -> None:
         losses = [-float(log_chances[place - 1, ids[place]]) for place in range(tokens.response_start, len(ids))]
         expected.append(np.mean(losses))
     assert scores.own is not None and scores.asked.shape == (1, 4, 5)
-    np.testing.assert_allclose(scores.own, expected, rtol=1e-5)
+    np.testing.assert_allclose(scores.own, [expected], rtol=1e-5)
     assert (scores.asked == scores.own).all(), "every query gets the same scores"
 
 

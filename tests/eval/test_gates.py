@@ -167,9 +167,9 @@ def test_scores_across_folds_are_not_asked_for() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_influence_on_itself_that_is_no_number_is_refused_with_method_and_row(value: float) -> None:
-    own = np.ones(len(ONE.rows))
+    own = np.ones((2, len(ONE.rows)))
     check_finite("mine", MethodScores(asked=random_scores(ONE, 17), own=own), ONE)
-    own[7] = value
+    own[1, 7] = value
     with pytest.raises(DataError, match="method mine: its own score of row 'row7' is not finite"):
         check_finite("mine", MethodScores(asked=random_scores(ONE, 17), own=own), ONE)
 

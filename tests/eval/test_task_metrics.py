@@ -205,7 +205,7 @@ def test_the_recall_curve_is_a_mean_over_folds_and_seeds_and_ends_at_one(judged:
 
 def test_mislabel_ranks_rows_by_their_influence_on_themselves() -> None:
     own = np.random.default_rng(7).normal(size=N) ** 2
-    found = found_in(MISLABEL, TWO, np.full((1, A, N), np.nan), own=own)
+    found = found_in(MISLABEL, TWO, np.full((1, A, N), np.nan), own=own[None])
     expected = [detection_truth(dict.fromkeys(("top", "mean", "zmean", "max"), own[kept]), POSITIVE[kept]) for kept in candidates_of(TWO)]
     assert tuple(found.metrics) == metric_names(MISLABEL)
     assert "auroc" in found.metrics and "auprc_mean" not in found.metrics
@@ -267,7 +267,7 @@ def test_retrieval_resamples_queries() -> None:
 
 @pytest.mark.parametrize("task", [DETECTION, MISLABEL, RETRIEVAL], ids=["detection", "mislabel", "retrieval"])
 def test_a_control_of_some_folds_has_no_such_figures(task: Task) -> None:
-    scores = MethodScores(asked=random_scores(10), own=np.arange(float(N)), folds=(0,))
+    scores = MethodScores(asked=random_scores(10), own=np.arange(float(N))[None], folds=(0,))
     assert measure("poison", task, scores, TWO, top=2, resampler=Resampler(5, 0)) == Found(dict.fromkeys(metric_names(task)))
 
 

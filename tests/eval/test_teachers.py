@@ -44,7 +44,7 @@ def test_scores_are_cosines_in_the_order_of_the_judged_rows(teacher: TeacherRun,
     np.testing.assert_allclose(scores.asked[0, :5], stored[[1, 4, 6, 9, 8]] @ stored.T, atol=1e-6)
     np.testing.assert_allclose(scores.asked[0, 5:], asked @ stored.T, atol=1e-3)  # features are float16
     assert scores.own is not None
-    np.testing.assert_allclose(scores.own, features.norms[::-3].astype(np.float64) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(scores.own[0], features.norms[::-3].astype(np.float64) ** 2, rtol=1e-6)
 
 
 def test_without_task_queries_no_scores_are_read(teacher: TeacherRun, judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
