@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.bench_pool import write_pool
 from influcoder.runs import git_commit
@@ -89,11 +90,20 @@ def publish(names: list[str]) -> None:
         "published_at": git_commit(),
         "hardware": records[names[-1]]["hardware"],
         "stage_seconds": seconds,
-        "summary": json.loads((judged / "summary.json").read_text()),
+        "summary": _shortened(json.loads((judged / "summary.json").read_text())),
     }
     (RESULTS / "bench_eval.json").write_text(json.dumps(figures, indent=1) + "\n")
     (RESULTS / "bench_eval.md").write_text((judged / "table.md").read_text())
     print(f"{RESULTS}/bench_eval.json; the stages took {sum(seconds.values()) / 60:.0f} minutes")
+
+
+def _shortened(value: Any) -> Any:
+    """Return the summary without its curves, and with four digits after the point."""
+    if isinstance(value, dict):
+        return {key: _shortened(item) for key, item in value.items() if key != "curves"}
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _student(config: str, name: str, *settings: str) -> list[str]:

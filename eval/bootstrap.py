@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Counts = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,19 @@ class Resampler:
 
     draws: int
     seed: int
-    _known: dict[tuple[str, int], NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[tuple[str, int], Counts] = field(default_factory=dict, repr=False, compare=False)
 
-    def counts(self, name: str, size: int) -> NDArray[np.float32]:
+    def counts(self, name: str, size: int) -> Counts:
         """Return how often each of `size` units is drawn, `(D, size)`; every draw takes `size` of them with replacement."""
         if (name, size) not in self._known:
-            random = self._random(name)
-            self._known[name, size] = random.multinomial(size, np.full(size, 1 / size), self.draws).astype(np.float32)
+            random, shares = self._random(name), np.full(size, 1 / size)
+            # one draw at a time into bytes: a unit is drawn once on average, and for many rows int64 would fill the memory
+            self._known[name, size] = np.stack([random.multinomial(size, shares).astype(np.uint8) for _ in range(self.draws)])
         return self._known[name, size]
 
-    def stratified(self, name: str, positive: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def stratified(self, name: str, positive: NDArray[np.bool_]) -> Counts:
         """Return counts `(D, rows)` that resample positives and negatives apart, so that every draw has the same base rate."""
-        counts = np.empty((self.draws, len(positive)), np.float32)
+        counts = np.empty((self.draws, len(positive)), np.uint8)
         for side, rows in (("positive", positive), ("negative", ~positive)):
             counts[:, rows] = self.counts(f"{name}:{side}", int(rows.sum()))
         return counts
@@ -100,7 +102,9 @@ class Resampler:
         """
         total, weight = 0.0, 0.0  # broadcast to (S, D)
         for fold, found in enumerate(values):
-            counts = self.counts(f"{name}:{fold}", found.shape[1]) if found.shape[1] else np.zeros((self.draws, 0))
+            if not found.shape[1]:
+                continue
+            counts = self.counts(f"{name}:{fold}", found.shape[1]).astype(np.float64)
             total = total + np.nan_to_num(found) @ counts.T
             weight = weight + np.isfinite(found) @ counts.T
         every = np.concatenate(list(values), axis=1)

@@ -69,6 +69,7 @@ class TeacherRun:
             path=str(inside) if inside.is_dir() else self.record["decoder_path"],
             adapter=self.record.get("decoder_adapter"),
             dtype=self.record.get("decoder_dtype", "float32"),
+            chat_template=self.record.get("decoder_chat_template"),
             device=device,
         )
 

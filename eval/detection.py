@@ -63,7 +63,7 @@ class Curve:
         return np.array([np.interp(size, line, found) for size, line, found in zip(budget, inspected, self.recall, strict=True)])
 
 
-def curve(scores: NDArray[np.floating], positive: Mask, weights: NDArray[np.floating]) -> Curve:
+def curve(scores: NDArray[np.floating], positive: Mask, weights: NDArray[np.floating | np.integer]) -> Curve:
     """Return the curve of scores `(N,)` under each row of weights `(D, N)`.
 
     Raises:
@@ -81,7 +81,7 @@ def curve(scores: NDArray[np.floating], positive: Mask, weights: NDArray[np.floa
     return Curve(recall, false_alarms, positives, negatives)
 
 
-def curves(scores: NDArray[np.floating], positive: Mask, weights: NDArray[np.floating]) -> list[Curve]:
+def curves(scores: NDArray[np.floating], positive: Mask, weights: NDArray[np.floating | np.integer]) -> list[Curve]:
     """Return the same in blocks of draws, so that memory stays bounded however many rows there are."""
     size = max(1, MOST_CELLS // len(scores))
     return [curve(scores, positive, weights[start : start + size]) for start in range(0, len(weights), size)]

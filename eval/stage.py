@@ -99,6 +99,7 @@ def _judge(config: EvalConfig, folder: Path) -> dict[str, Any]:
     contestants = open_runs(config)
     teacher, student = contestants.teacher, contestants.student
     judged = make_judged(config, teacher, student)
+    _announce(contestants, judged)
     leakage = check_leakage(teacher, student, judged.task_queries)
     target = teacher_scores(teacher, judged, teacher.record["seeds"][0])
     cost = teacher_cost(teacher, judged, teacher.decoder_config(config.device), config.cost_rows)
@@ -110,6 +111,18 @@ def _judge(config: EvalConfig, folder: Path) -> dict[str, Any]:
     write_json_atomic(folder / "summary.json", summary)
     write_tables(folder, judged, results)
     return summary
+
+
+def _announce(contestants: Contestants, judged: Judged) -> None:
+    """Say what is to be done before it begins."""
+    students = [contestants.student, *contestants.references.values(), *([contestants.control] if contestants.control else [])]
+    seeds = sum(len(student.runs) for student in students)
+    rows, asking = len(judged.rows), judged.num_asking
+    texts = (seeds + 1) * (rows + len(judged.task_queries))
+    print(
+        f"eval: {rows} rows in {len(judged.folds)} fold{'s' * (len(judged.folds) > 1)}, {asking} queries, {len(judged.tasks)} tasks; "
+        f"about {texts:,} texts to embed, {4e-6 * asking * rows:,.0f} MB of scores a seed"
+    )
 
 
 def _gates(config: EvalConfig, teacher: TeacherRun, judged: Judged, target: Array, results: list[Result]) -> list[Gate]:

@@ -120,7 +120,7 @@ def _detect(name: str, task: Task, values: Mapping[str, NDArray[np.floating]], j
                 "take fewer folds, or more rows"
             )
         sample = resampler.stratified(f"{name}:{number}", positive)
-        weights = np.concatenate([np.ones((1, len(rows)), np.float32), sample])  # first the figure itself, then its draws
+        weights = np.concatenate([np.ones((1, len(rows)), np.uint8), sample])  # first the figure itself, then its draws
         for tally in tallies.values():
             tally.values.append([])
             tally.draws.append([])

@@ -50,8 +50,13 @@ def teacher_groups(teacher: TeacherRun, judged: Judged, target: MethodScores, co
     """Return the teacher, and its other seeds when there are any."""
     groups = [MethodGroup(name="teacher", role="teacher", compute=lambda: {"teacher": replace(target, cost=cost)})]
     if len(teacher.record["seeds"]) > 1:
-        ceiling = lambda: {"teacher_second_seed": replace(ceiling_scores(teacher, judged), cost=cost)}  # noqa: E731
-        groups.append(MethodGroup(name="second seed", role="ceiling", compute=ceiling))
+        groups.append(
+            MethodGroup(
+                name="second seed",
+                role="ceiling",
+                compute=lambda: {"teacher_second_seed": replace(ceiling_scores(teacher, judged), cost=cost)},
+            )
+        )
     return groups
 
 

@@ -55,6 +55,7 @@ def run(config: TeacherConfig, resolved_yaml: str) -> None:
             "decoder_path": path,
             "decoder_adapter": config.decoder.adapter,
             "decoder_dtype": config.decoder.dtype,
+            "decoder_chat_template": config.decoder.chat_template,
             "decoder_fingerprint": fingerprint_model(decoder.model),
         }
         made.facts |= {f"{side}_fingerprint": fingerprint(examples) for side, examples in sides.items()}

@@ -59,6 +59,8 @@ class DecoderConfig:
     """weights' type; per-row gradients are summed in float32 either way"""
     device: str = "auto"
     """auto takes a GPU when there is one"""
+    chat_template: str | None = None
+    """Jinja template that turns messages into text; null takes the tokenizer's own, and without one prompt, newline, response"""
     trust_remote_code: bool = False
     """run code that the hub repository brings; only for sources that you trust"""
 
@@ -117,6 +119,8 @@ def load_decoder(config: DecoderConfig, examples: Sequence[Example], seed: int) 
                 f"decoder {config.path!r}, adapter {config.adapter!r}: cannot be loaded ({reason}); check names and network"
             ) from error
         decoder = Decoder(model, tokenizer, int(getattr(model.config, "max_position_embeddings", 2048)))
+    if config.chat_template is not None:
+        decoder.tokenizer.chat_template = config.chat_template
     decoder.model.to(resolve_device(config.device))  # type: ignore[arg-type]  # transformers' stub of `to`
     return decoder
 

@@ -120,3 +120,10 @@ def test_randomised_agreement_takes_eight_candidates_a_query(teacher: TeacherRun
     assert randomised_agreement(teacher, judged, beyond, config, 1) == first
     beyond[0, 9] = 100.0
     assert randomised_agreement(teacher, judged, beyond, config, 1) != first
+
+
+def test_the_decoder_is_loaded_as_the_teacher_had_it(teacher: TeacherRun) -> None:
+    facts = {"decoder_chat_template": "{{ 1 }}", "decoder_dtype": "bfloat16", "decoder_adapter": "folder", "decoder_path": "name/hub"}
+    config = replace(teacher, record=teacher.record | facts).decoder_config("cpu")
+    assert (config.path, config.adapter, config.dtype, config.chat_template) == ("name/hub", "folder", "bfloat16", "{{ 1 }}")
+    assert teacher.decoder_config("cpu").path == str(teacher.folder / "decoder")

@@ -17,6 +17,8 @@ from influcoder.influence.decoder import (
     randomise_weights,
 )
 from influcoder.influence.tokens import TokenizedRow, pad, row_losses, token_batches, tokenize
+from influcoder.program import parse_config
+from teacher.config import TeacherConfig
 from tests.influcoder.tiny_decoders import ROWS, SMALL, example, fresh_decoder, grouped_decoder
 
 CPU = torch.device("cpu")
@@ -114,6 +116,19 @@ def test_fingerprint_changes_with_one_weight() -> None:
 def test_fingerprint_takes_scalars_and_half_precision() -> None:
     model = torch.nn.BatchNorm1d(2)  # it holds a 0-dimensional buffer
     assert fingerprint_model(model) != fingerprint_model(torch.nn.BatchNorm1d(2).to(torch.bfloat16))
+
+
+def test_a_chat_template_of_the_config_is_the_one_that_is_used(tmp_path: Path, repository: Path) -> None:
+    saved = fresh_decoder()
+    saved.model.save_pretrained(tmp_path)
+    saved.tokenizer.save_pretrained(tmp_path)
+    config, _ = parse_config(
+        TeacherConfig, [str(repository / "configs/date_lm/teacher_toxicity.yaml"), "--decoder.path", str(tmp_path)], "teacher"
+    )
+    decoder = load_decoder(DecoderConfig(path=str(tmp_path), chat_template=config.decoder.chat_template), [], 0)
+    (row,) = tokenize([Example(id="a", context=(Turn(role="user", content="ask"),), response="say")], decoder)
+    assert decoder.tokenizer.decode(list(row.input_ids)) == "<|user|>\nask\n<|assistant|>\nsay<eos>"
+    assert decoder.tokenizer.decode(list(row.input_ids[row.response_start :])) == "say<eos>", "the loss is on the response and its end"
 
 
 def test_fresh_decoder_depends_on_its_seed_alone() -> None:
