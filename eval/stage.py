@@ -16,9 +16,10 @@ from eval.gates import Gate, cardinality_gate, randomised_gate, shuffled_gate
 from eval.judged import Judged, check_tasks, draw_folds
 from eval.leakage import check_leakage
 from eval.methods import Array
+from eval.parquet_tables import write_tables
 from eval.plot import write_plots
 from eval.students import Student, check_same_split, load_students
-from eval.summary import make_summary, write_tables
+from eval.summary import make_summary
 from eval.table import make_sections, to_markdown, to_text
 from eval.tasks import load_groups, load_tasks
 from eval.teachers import randomised_agreement, teacher_cost, teacher_scores

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from influcoder.errors import ConfigError, DataError, require
+from influcoder.errors import ConfigError, require
 
 Part = Literal["train", "validation", "test"]
 SHINGLE_WORDS = 3
@@ -86,22 +86,6 @@ def assign_split(texts: Sequence[str], config: SplitConfig) -> list[Part]:
     for group, text in zip(groups, texts, strict=True):
         least[group] = min(least.get(group, text), text)
     return [_side(least[group], config) for group in groups]
-
-
-def check_no_leakage(train: Sequence[str], judged: Sequence[str], threshold: float, what: str) -> None:
-    """Refuse judged texts of which the training texts hold a near-copy.
-
-    Raises:
-        DataError: naming how many and showing the first.
-    """
-    groups = near_duplicate_groups([*train, *judged], threshold)
-    seen = set(groups[: len(train)])
-    leaked = [text for text, group in zip(judged, groups[len(train) :], strict=True) if group in seen]
-    if leaked:
-        raise DataError(
-            f"{what}: {len(leaked)} of {len(judged)} have a near-copy among the distillation's training rows, "
-            f"the first is {leaked[0][:80]!r}; expected none; take them out or split again"
-        )
 
 
 def _jaccard(first: frozenset[str], second: frozenset[str]) -> float:

@@ -113,6 +113,6 @@ class StudentConfig:
     seed: int = 0
     """batches, head and fresh weights"""
     shuffle_target: bool = False
-    """control, never for use: every training row gets the target of another row; such a student must score like a floor"""
+    """control, never for use: every training and validation row gets the target of another; such a student must score like a floor"""
     trainer: dict[str, Any] = field(default_factory=dict)
     """arguments of lightning.pytorch.Trainer: max_epochs, max_time, precision, logger, callbacks, ..."""

@@ -10,7 +10,7 @@ import pytest
 
 from eval.bootstrap import Estimate, Resampler, difference
 from eval.compare import CompareConfig, compare, main
-from eval.summary import SCHEMAS
+from eval.parquet_tables import SCHEMAS
 from influcoder.errors import ConfigError, RunError
 from influcoder.runs import create_run
 
