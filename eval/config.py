@@ -82,10 +82,12 @@ class GroupConfig:
 class GateConfig:
     """Limits beyond which a run's figures are not to be believed; null switches a gate off."""
 
+    trained_share: float | None = 0.8
+    """the decoder's mean loss on judged rows, at most this share of what it has with random weights"""
     randomised_share: float | None = 0.5
-    """the target's agreement with a re-initialised decoder, at most this share of its agreement with its second seed"""
+    """the target's agreement with the decoder of random weights, at most this share of its agreement with its second seed"""
     randomised_queries: int = 40
-    """fidelity queries, and eight times as many candidates, whose gradients the re-initialised decoder takes"""
+    """fidelity queries, and eight times as many candidates, on which the decoder of random weights is asked"""
     cardinality_share: float | None = 0.25
     """distinct rows among the student's top 10 of all queries, at least this share of the target's"""
     shuffled_margin: float | None = 0.05

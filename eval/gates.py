@@ -1,10 +1,11 @@
 """Gates: figures that would be too good, or blind, if something were wrong. A run that fails one is not to be believed.
 
+    trained       the decoder must predict the rows far better than with random weights: else there is nothing to attribute
     randomised    a decoder of random weights must not give the target's ranking: else it is not the training that is measured
                   (model randomisation, Adebayo et al. 2018; quanda's test for attribution)
     cardinality   different queries must have different top rows: else the student is query-blind (quanda's top-k cardinality)
     shuffled      a student of shuffled targets must score like a floor: else the judge leaks
-The fourth, leakage (`leakage.py`), stops the run before anything is measured.
+The fifth, leakage (`leakage.py`), stops the run before anything is measured.
 """
 
 from __future__ import annotations
@@ -34,6 +35,20 @@ def top_cardinality(scores: Array, k: int = 10) -> float:
     """Return the distinct rows among all queries' top k, as a share of the most there could be: `(Q, C)` scores, in (0, 1]."""
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return len(np.unique(best)) / int(min(scores.shape[1], best.size))
+
+
+def trained_gate(loss: float, random_loss: float, config: GateConfig) -> Gate | None:
+    """Judge the decoder's mean loss on judged rows, against that with random weights."""
+    if config.trained_share is None:
+        return None
+    limit = config.trained_share * random_loss
+    return Gate(
+        "trained",
+        loss,
+        limit,
+        loss <= limit,
+        "the decoder's mean loss (nats) on judged rows; above the limit it predicts them hardly better than with random weights",
+    )
 
 
 def randomised_gate(agreement: float, ceiling: float, config: GateConfig) -> Gate | None:

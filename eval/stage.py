@@ -12,7 +12,7 @@ from eval.bootstrap import Resampler
 from eval.config import EvalConfig
 from eval.data import TeacherRun, load_teacher
 from eval.evaluate import Result, evaluate
-from eval.gates import Gate, cardinality_gate, randomised_gate, shuffled_gate
+from eval.gates import Gate, cardinality_gate, randomised_gate, shuffled_gate, trained_gate
 from eval.judged import Judged, check_tasks, draw_folds
 from eval.leakage import check_leakage
 from eval.methods import Array
@@ -22,7 +22,7 @@ from eval.students import Student, check_same_split, load_students
 from eval.summary import make_summary
 from eval.table import make_sections, to_markdown, to_text
 from eval.tasks import load_groups, load_tasks
-from eval.teachers import randomised_agreement, teacher_cost, teacher_scores
+from eval.teachers import randomise, teacher_cost, teacher_scores
 from eval.wandb_log import log_to_wandb
 from influcoder.errors import GateError, require
 from influcoder.runs import create_run, write_json_atomic, write_text_atomic
@@ -131,12 +131,12 @@ def _gates(config: EvalConfig, teacher: TeacherRun, judged: Judged, target: Arra
     rhos = {name: found.metrics["per_query_spearman"] for name, found in by_name.items()}
     floors = {name: rho.value for name, rho in rhos.items() if rho is not None and by_name[name].role == "floor"}
     ceiling, control = rhos.get("teacher_second_seed"), rhos.get("shuffled_target")
-    agreement = 0.0
-    if config.gates.randomised_share is not None:
-        decoder = teacher.decoder_config(config.device)
-        agreement = randomised_agreement(teacher, judged, target, decoder, config.gates.randomised_queries)
-    gates = [
-        randomised_gate(agreement, 1.0 if ceiling is None else ceiling.value, config.gates),
+    gates: list[Gate | None] = []
+    if config.gates.trained_share is not None or config.gates.randomised_share is not None:
+        beside = randomise(teacher, judged, target, teacher.decoder_config(config.device), config.gates.randomised_queries)
+        gates.append(trained_gate(beside.loss, beside.random_loss, config.gates))
+        gates.append(randomised_gate(beside.agreement, 1.0 if ceiling is None else ceiling.value, config.gates))
+    gates += [
         cardinality_gate(by_name["student"].cardinality, by_name["teacher"].cardinality, config.gates),
         shuffled_gate(None if control is None else control.value, floors, config.gates),
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from eval.methods import Array, Cost, MethodGroup, MethodScores
 from influcoder.examples import Example
 from influcoder.influence.decoder import DecoderConfig, load_decoder, randomise_weights
 from influcoder.influence.gradients import GradientConfig, GradientProjector
-from influcoder.influence.tokens import tokenize
+from influcoder.influence.representations import losses
+from influcoder.influence.tokens import TokenizedRow, tokenize
 from influcoder.metrics import per_query_spearman
 
 
@@ -72,8 +74,20 @@ def teacher_cost(teacher: TeacherRun, judged: Judged, config: DecoderConfig, cou
     return Cost(seconds_per_1000=1000 * seconds / len(rows), bytes_per_row=2.0 * teacher.record["dim"] + 4)
 
 
-def randomised_agreement(teacher: TeacherRun, judged: Judged, target: Array, config: DecoderConfig, queries: int) -> float:
-    """Return the per-query Spearman between the target and the same teacher around the decoder with random weights.
+@dataclass(frozen=True)
+class Randomised:
+    """The teacher beside itself with random weights."""
+
+    agreement: float
+    """per-query Spearman between the target and the scores with random weights"""
+    loss: float
+    """mean of the rows' mean losses (nats)"""
+    random_loss: float
+    """the same with random weights"""
+
+
+def randomise(teacher: TeacherRun, judged: Judged, target: Array, config: DecoderConfig, queries: int) -> Randomised:
+    """Ask the same teacher around the same decoder with random weights.
 
     Args:
         teacher: the run whose target is questioned.
@@ -85,14 +99,18 @@ def randomised_agreement(teacher: TeacherRun, judged: Judged, target: Array, con
     fold = judged.folds[0]
     asking, ranked = fold.queries[:queries], fold.candidates[: 8 * queries]
     decoder = load_decoder(config, [], seed=0)
+    rows = tokenize([judged.rows[place] for place in (*asking, *ranked)], decoder)
+    gradients = _gradient_config(teacher)
+    loss = float(losses(decoder, rows, gradients.max_batch_tokens).mean())
     randomise_weights(decoder, seed=1)
-    vectors = _features(GradientProjector(decoder, _gradient_config(teacher), teacher.record["seeds"][:1]), judged, [*asking, *ranked])
+    random_loss = float(losses(decoder, rows, gradients.max_batch_tokens).mean())
+    vectors = _features(GradientProjector(decoder, gradients, teacher.record["seeds"][:1]), rows)
     wanted = target[judged.asking(0)][: len(asking)][:, ranked]
-    return float(np.mean(per_query_spearman(vectors[: len(asking)] @ vectors[len(asking) :].T, wanted)))
+    agreement = np.mean(per_query_spearman(vectors[: len(asking)] @ vectors[len(asking) :].T, wanted))
+    return Randomised(float(agreement), loss, random_loss)
 
 
-def _features(projector: GradientProjector, judged: Judged, places: list[int]) -> NDArray[np.float32]:
-    rows = tokenize([judged.rows[place] for place in places], projector.decoder)
+def _features(projector: GradientProjector, rows: Sequence[TokenizedRow]) -> NDArray[np.float32]:
     vectors = np.empty((len(rows), projector.config.dim), np.float32)
     for positions, sketches in projector.project_all(rows):
         vectors[positions] = sketches[0].cpu().numpy()

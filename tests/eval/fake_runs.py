@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from eval.config import EvalConfig, GroupConfig, TaskConfig
+from eval.config import EvalConfig, GateConfig, GroupConfig, TaskConfig
 from influcoder.examples import Example, Turn, fingerprint, write_examples
 from influcoder.features import Manifest, create_store, write_shard
 from influcoder.influence.decoder import Decoder, FreshDecoder, make_fresh_decoder
@@ -69,6 +69,7 @@ class Runs:
             "bootstrap_draws": 20,
             "cost_rows": 4,
             "device": "cpu",
+            "gates": GateConfig(trained_share=None),  # the decoder here has never been trained
         }
         return EvalConfig(**(settings | changes))  # type: ignore[arg-type]  # a test may hand in a wrong type
 

@@ -10,7 +10,7 @@ from eval.bootstrap import Resampler
 from eval.config import GateConfig
 from eval.evaluate import cardinality, check_finite, evaluate
 from eval.fidelity import fidelity_metrics
-from eval.gates import cardinality_gate, randomised_gate, shuffled_gate, top_cardinality
+from eval.gates import cardinality_gate, randomised_gate, shuffled_gate, top_cardinality, trained_gate
 from eval.judged import Fold, Judged
 from eval.methods import MethodGroup, MethodScores, ask_blindly
 from influcoder.errors import DataError
@@ -20,7 +20,7 @@ Matrix = NDArray[np.float64]
 Q, C, T = 10, 60, 3
 """fidelity queries and candidates of a fold; task queries"""
 CONFIG = GateConfig()
-OFF = GateConfig(randomised_share=None, cardinality_share=None, shuffled_margin=None)
+OFF = GateConfig(trained_share=None, randomised_share=None, cardinality_share=None, shuffled_margin=None)
 
 
 def make_judged(folds: int) -> Judged:
@@ -108,6 +108,12 @@ def test_randomised_gate_passes_unlike_rankings_and_catches_a_target_that_needs_
     assert caught.value > caught.limit == pytest.approx(ceiling / 2)
 
 
+def test_trained_gate_passes_a_decoder_that_predicts_and_catches_random_weights() -> None:
+    honest, caught = trained_gate(3.3, 9.0, CONFIG), trained_gate(8.9, 9.0, CONFIG)
+    assert honest is not None and honest.passed and honest.limit == pytest.approx(7.2)
+    assert caught is not None and not caught.passed and caught.name == "trained"
+
+
 def test_shuffled_gate_passes_what_learnt_nothing_and_catches_a_judge_that_leaks() -> None:
     target = random_scores(ONE, 8)
     floors = {"random": agreement(random_scores(ONE, 9), target, ONE), "bm25": agreement(target + 3 * random_scores(ONE, 10), target, ONE)}
@@ -128,6 +134,7 @@ def test_a_limit_itself_passes(value: float, passed: tuple[bool, bool, bool]) ->
 
 
 def test_limits_of_null_switch_gates_off_and_without_a_control_there_is_no_gate_for_it() -> None:
+    assert trained_gate(9.0, 9.0, OFF) is None
     assert randomised_gate(1.0, 0.1, OFF) is None
     assert cardinality_gate(0.0, 1.0, OFF) is None
     assert shuffled_gate(1.0, {"random": 0.0}, OFF) is None

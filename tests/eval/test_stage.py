@@ -54,7 +54,7 @@ OWN = {"teacher", "loss", "length", "random"}
 """methods that know what a row does to itself"""
 TEST_ROWS = range(16, 40)
 NO_ANSWERS = ("", "unsure", None)
-NO_GATES = GateConfig(randomised_share=None, cardinality_share=None, shuffled_margin=None)
+NO_GATES = GateConfig(trained_share=None, randomised_share=None, cardinality_share=None, shuffled_margin=None)
 METRICS = {
     *NAMES,
     *(f"poison_{metric}" for metric in DETECTION),
@@ -421,7 +421,12 @@ def test_every_row_is_judged_once_by_the_run_that_has_not_seen_it(cross_fitted: 
 
 def test_a_control_of_one_fold_is_judged_there_and_finds_nothing_elsewhere(runs: Runs) -> None:
     control = runs.copy("control", "seed-0-fold-0", shuffle_target=True)
-    done = finish(runs, student=runs.cross_fitted, shuffled_target=(control,), gates=GateConfig(randomised_share=None, shuffled_margin=1.0))
+    done = finish(
+        runs,
+        student=runs.cross_fitted,
+        shuffled_target=(control,),
+        gates=GateConfig(trained_share=None, randomised_share=None, shuffled_margin=1.0),
+    )
     mine = [row for row in done.table("per_query") if row["method"] == "shuffled_target"]
     assert [row["fold"] for row in mine] == [0] * 4
     figure = done.figure("shuffled_target", "per_query_spearman")
@@ -635,7 +640,7 @@ def gradients(decoder: Decoder, rows: Sequence[Example], rank: int, dim: int) ->
     return vectors
 
 
-def test_a_teacher_that_learnt_nothing_fails_the_randomised_gate(runs: Runs) -> None:
+def test_a_teacher_that_learnt_nothing_fails_the_trained_and_the_randomised_gate(runs: Runs) -> None:
     """Gradients of a decoder that was never trained tell words in common, and any other untrained decoder of its width tells the same.
 
     Two random initialisations of width 128 agree to .6 to .8 (of width 16 to .2), seeds of the projection to .7 to .8.
@@ -643,12 +648,15 @@ def test_a_teacher_that_learnt_nothing_fails_the_randomised_gate(runs: Runs) -> 
     """
     decoder = make_decoder(runs.rows, width=128)
     new_teacher(runs, gradients(decoder, [*runs.rows, *runs.queries], rank=16, dim=1024), decoder, rank=16)
-    with pytest.raises(GateError, match=r"eval: written, but not to be believed: randomised \(.*: 0\.\d{3}, limit 0\.\d{3}\)$") as caught:
-        run(runs.config(), "")
+    message = (
+        r"eval: written, but not to be believed: trained \(.*: \d\.\d{3}, limit \d\.\d{3}\); randomised \(.*: 0\.\d{3}, limit 0\.\d{3}\)$"
+    )
+    with pytest.raises(GateError, match=message) as caught:
+        run(runs.config(gates=GateConfig()), "")
     assert "\n" not in str(caught.value)
     open_run(runs.folder / "eval", "eval")
     summary = json.loads((runs.folder / "eval" / "summary.json").read_text())
-    assert {name: gate["passed"] for name, gate in summary["gates"].items()} == {"randomised": False, "cardinality": True}
+    assert {name: gate["passed"] for name, gate in summary["gates"].items()} == {"trained": False, "randomised": False, "cardinality": True}
     gate, ceiling = summary["gates"]["randomised"], summary["methods"]["teacher_second_seed"]["metrics"]["per_query_spearman"]["mean"]
     assert gate["limit"] == pytest.approx(0.5 * ceiling) and gate["value"] > gate["limit"] + 0.1
     assert "| randomised | FAILED |" in (runs.folder / "eval" / "table.md").read_text()
@@ -660,7 +668,9 @@ def test_a_control_that_knows_the_truth_fails_the_shuffled_gate(
     """The teacher here says what the student's encoder says, and the control is that encoder: as if the judge had leaked the target."""
     encoded = encode(runs.folder / "student" / "encoder", [*runs.rows, *runs.queries])
     new_teacher(runs, np.stack([encoded, encoded]))
-    config = runs.config(shuffled_target=(runs.copy("control", shuffle_target=True),), gates=GateConfig(randomised_share=None))
+    config = runs.config(
+        shuffled_target=(runs.copy("control", shuffle_target=True),), gates=GateConfig(trained_share=None, randomised_share=None)
+    )
     monkeypatch.setattr("sys.argv", ["eval"])
     with pytest.raises(SystemExit) as caught:
         run_program(lambda arguments: (run(config, ""), None)[1])
@@ -675,9 +685,9 @@ def test_a_control_that_knows_the_truth_fails_the_shuffled_gate(
 
 
 def test_every_gate_that_fails_is_named(runs: Runs) -> None:
-    gates = GateConfig(randomised_share=-1.0, cardinality_share=2.0, shuffled_margin=-2.0)
+    gates = GateConfig(trained_share=0.1, randomised_share=-1.0, cardinality_share=2.0, shuffled_margin=-2.0)
     control = runs.copy("control", shuffle_target=True)
-    with pytest.raises(GateError, match=r"randomised \(.*; cardinality \(.*; shuffled \(") as caught:
+    with pytest.raises(GateError, match=r"trained \(.*; randomised \(.*; cardinality \(.*; shuffled \(") as caught:
         run(runs.config(shuffled_target=(control,), gates=gates, tasks={}, groups=None), "")
     assert "\n" not in str(caught.value)
     assert open_run(runs.folder / "eval", "eval")["stage"] == "eval"

@@ -13,10 +13,11 @@ from eval.data import TeacherRun, load_teacher
 from eval.judged import Fold, Judged
 from eval.methods import Cost
 from eval.students import load_students
-from eval.teachers import ceiling_scores, mean_training_scores, randomised_agreement, teacher_cost, teacher_groups, teacher_scores
+from eval.teachers import ceiling_scores, mean_training_scores, randomise, teacher_cost, teacher_groups, teacher_scores
 from influcoder.errors import RunError
 from influcoder.influence.decoder import load_decoder, randomise_weights
 from influcoder.influence.gradients import GradientConfig, GradientProjector
+from influcoder.influence.representations import losses
 from influcoder.influence.tokens import tokenize
 from tests.eval.fake_runs import DIM, PARTS, Runs
 
@@ -94,7 +95,7 @@ def test_cost_is_that_of_the_rows_whose_gradients_were_taken(
     assert (cost.bytes_per_row, cost.setup_seconds) == (2 * DIM + 4, 0)
 
 
-def test_randomised_agreement_equals_a_loop_over_rows(teacher: TeacherRun, judged: Judged) -> None:
+def test_random_weights_agreement_and_losses_equal_a_loop_over_rows(teacher: TeacherRun, judged: Judged) -> None:
     target = np.random.default_rng(0).normal(size=(judged.num_asking, len(judged.rows)))
     decoder = load_decoder(teacher.decoder_config("cpu"), [], seed=0)
     randomise_weights(decoder, seed=1)
@@ -104,22 +105,25 @@ def test_randomised_agreement_equals_a_loop_over_rows(teacher: TeacherRun, judge
     fold = judged.folds[0]
     for queries, asking in ((2, [0, 1]), (40, [0, 1, 2])):
         rhos = [spearmanr(cosines[fold.queries[place], fold.candidates], target[place, fold.candidates]).statistic for place in asking]
-        assert randomised_agreement(teacher, judged, target, teacher.decoder_config("cpu"), queries) == pytest.approx(
-            np.mean(rhos), abs=1e-6
-        )
+        found = randomise(teacher, judged, target, teacher.decoder_config("cpu"), queries)
+        assert found.agreement == pytest.approx(np.mean(rhos), abs=1e-6)
+        asked = tokenize([judged.rows[place] for place in (*fold.queries[:queries], *fold.candidates)], decoder)
+        before = load_decoder(teacher.decoder_config("cpu"), [], seed=0)
+        for mean, weights in ((found.random_loss, decoder), (found.loss, before)):
+            assert mean == pytest.approx(np.mean([float(losses(weights, [row], 64)) for row in asked]), abs=1e-5)
 
 
-def test_randomised_agreement_takes_eight_candidates_a_query(teacher: TeacherRun) -> None:
+def test_random_weights_are_asked_about_eight_candidates_a_query(teacher: TeacherRun) -> None:
     fold = Fold(queries=np.array([0, 1]), candidates=np.arange(2, 40))
     judged = Judged(rows=teacher.rows, folds=(fold,))
     target = np.random.default_rng(0).normal(size=(2, 40))
     config = teacher.decoder_config("cpu")
-    first = randomised_agreement(teacher, judged, target, config, 1)
+    first = randomise(teacher, judged, target, config, 1).agreement
     beyond = target.copy()
     beyond[1], beyond[0, 10:] = 0.0, 0.0
-    assert randomised_agreement(teacher, judged, beyond, config, 1) == first
+    assert randomise(teacher, judged, beyond, config, 1).agreement == first
     beyond[0, 9] = 100.0
-    assert randomised_agreement(teacher, judged, beyond, config, 1) != first
+    assert randomise(teacher, judged, beyond, config, 1).agreement != first
 
 
 def test_the_decoder_is_loaded_as_the_teacher_had_it(teacher: TeacherRun) -> None:
