@@ -84,7 +84,7 @@ def check_finite(name: str, scores: MethodScores, judged: Judged) -> None:
 def _asked_blocks(scores: MethodScores, judged: Judged) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
     tasks = np.arange(len(judged.fidelity_queries), judged.num_asking)
     every = np.arange(judged.num_asking)
-    for number in range(len(judged.folds)) if scores.folds is None else scores.folds:
+    for number in scores.asked_folds(judged):
         yield number, judged.folds[number].rows, np.concatenate([every[judged.asking(number)], tasks])
 
 
@@ -108,5 +108,4 @@ def _measure(name: str, role: Role, scores: MethodScores, target: Array, judged:
 
 def cardinality(scores: MethodScores, judged: Judged) -> float:
     """Return `gates.top_cardinality` of the first seed, mean over the folds that were asked."""
-    numbers = range(len(judged.folds)) if scores.folds is None else scores.folds
-    return float(np.mean([top_cardinality(scores.asked[0][judged.asking(n)][:, judged.folds[n].candidates]) for n in numbers]))
+    return float(np.mean([top_cardinality(judged.block(scores.asked[0], number)) for number in scores.asked_folds(judged)]))

@@ -48,14 +48,13 @@ def fidelity_metrics(
     """
     values: dict[str, list[Figures]] = {name: [] for name in NAMES if name != "aggregated_spearman"}
     for number, fold in enumerate(judged.folds):
-        wanted = target[judged.asking(number)][:, fold.candidates]
+        wanted = judged.block(target, number)
         same = None if judged.groups is None else judged.groups[fold.queries, None] == judged.groups[None, fold.candidates]
         for found in values.values():
             found.append(np.full((len(scores.asked), len(fold.queries)), np.nan))
-        if scores.folds is None or number in scores.folds:
+        if number in scores.asked_folds(judged):
             for seed, asked in enumerate(scores.asked):
-                predicted = asked[judged.asking(number)][:, fold.candidates]
-                for name, figures in _by_query(predicted, wanted, same).items():
+                for name, figures in _by_query(judged.block(asked, number), wanted, same).items():
                     values[name][-1][seed] = figures
     metrics = {name: resampler.mean("queries", found) for name, found in values.items()}
     metrics["aggregated_spearman"] = _aggregated(scores, target, judged, resampler)
@@ -88,7 +87,7 @@ def by_stratum(rhos: Sequence[Figures], judged: Judged, resampler: Resampler) ->
 
 def constant_queries(scores: MethodScores, judged: Judged) -> int:
     """Return how many queries (of the first seed) have one score for all candidates: their correlations are defined as 0."""
-    blocks = (scores.asked[0][judged.asking(number)][:, fold.candidates] for number, fold in enumerate(judged.folds))
+    blocks = (judged.block(scores.asked[0], number) for number in scores.asked_folds(judged))
     return sum(int((block == block[:, :1]).all(axis=1).sum()) for block in blocks)
 
 
@@ -122,14 +121,14 @@ def _ndcg(predicted: Array, target: Array) -> float:
 
 def _aggregated(scores: MethodScores, target: Array, judged: Judged, resampler: Resampler) -> Estimate | None:
     """Return Spearman's rho of the query-averaged scores: how well the *document bias* alone is met; a mean over folds."""
-    folds = range(len(judged.folds)) if scores.folds is None else scores.folds
+    folds = scores.asked_folds(judged)
     values, draws = [], []
     for number in folds:
-        wanted = target[judged.asking(number)][:, judged.folds[number].candidates]
+        wanted = judged.block(target, number)
         shares = resampler.counts(f"queries:{number}", len(wanted)).astype(np.float64) / len(wanted)
         resampled = _averaged(shares, wanted)
         for asked in scores.asked:
-            predicted = asked[judged.asking(number)][:, judged.folds[number].candidates]
+            predicted = judged.block(asked, number)
             values.append(aggregated_spearman(predicted, wanted))
             draws.append([spearman(mine, theirs) for mine, theirs in zip(_averaged(shares, predicted), resampled, strict=True)])
     shape = (len(folds), len(scores.asked))

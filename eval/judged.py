@@ -72,6 +72,10 @@ class Judged:
         start = sum(len(fold.queries) for fold in self.folds[:number])
         return slice(start, start + len(self.folds[number].queries))
 
+    def block(self, scores: NDArray[np.floating], number: int) -> NDArray[np.floating]:
+        """Return the scores `(Q, C)` that a fold's fidelity queries give to its candidates, out of one seed's `(A, N)`."""
+        return scores[self.asking(number)][:, self.folds[number].candidates]
+
     def task_asking(self, task: Task) -> Positions:
         """Return which of the A askers are the queries of a task."""
         return len(self.fidelity_queries) + task.queries

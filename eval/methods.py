@@ -42,6 +42,10 @@ class MethodScores:
     folds: tuple[int, ...] | None = None
     """folds it was asked about; None: all"""
 
+    def asked_folds(self, judged: Judged) -> tuple[int, ...]:
+        """Return the numbers of the folds that it was asked about."""
+        return tuple(range(len(judged.folds))) if self.folds is None else self.folds
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodGroup:

@@ -21,7 +21,6 @@ from eval.methods import MethodScores
 from eval.retrieval import average_precision, hit_ranks, recall_at, reciprocal_rank
 from eval.tasks import Task
 from influcoder.aggregation import aggregate, standardised
-from influcoder.errors import DataError
 
 Array = NDArray[np.float64]
 
@@ -82,9 +81,6 @@ def measure(name: str, task: Task, scores: MethodScores, judged: Judged, *, top:
         judged: folds.
         top: best per-query scores that make a row's score in the primary figures.
         resampler: shared by all methods.
-
-    Raises:
-        DataError: when the rows of a fold are all to be found, or none of them.
     """
     nothing: dict[str, Estimate | None] = dict.fromkeys(metric_names(task))
     if scores.folds is not None:  # a control of some folds: fidelity is all that it is for
@@ -114,11 +110,6 @@ def _detect(name: str, task: Task, values: Mapping[str, NDArray[np.floating]], j
     for number, fold in enumerate(judged.folds):
         rows = fold.rows[task.candidates[fold.rows]]
         positive = task.positive[rows]
-        if positive.all() or not positive.any():
-            raise DataError(
-                f"tasks.{name}: {positive.sum()} of {len(rows)} candidates of fold {number} are positive; expected some and not all; "
-                "take fewer folds, or more rows"
-            )
         sample = resampler.stratified(f"{name}:{number}", positive)
         weights = np.concatenate([np.ones((1, len(rows)), np.uint8), sample])  # first the figure itself, then its draws
         for tally in tallies.values():

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from eval.data import TeacherRun, load_teacher
+from eval.students import Student, load_students
 from tests.eval.fake_runs import PARTS, Runs, make_cross_fitted, make_rows, make_student, make_teacher, write_labels
 
 
@@ -28,3 +30,21 @@ def runs(finished_runs: Runs, tmp_path: Path) -> Runs:
     """Runs of this test alone."""
     folder = Path(shutil.copytree(finished_runs.folder, tmp_path / "runs"))
     return Runs(folder, finished_runs.rows, finished_runs.queries)
+
+
+@pytest.fixture(scope="session")
+def teacher(finished_runs: Runs) -> TeacherRun:
+    """The fake teacher, opened."""
+    return load_teacher(finished_runs.folder / "teacher")
+
+
+@pytest.fixture(scope="session")
+def student(finished_runs: Runs, teacher: TeacherRun) -> Student:
+    """The fake student of one run, opened."""
+    return load_students([str(finished_runs.folder / "student")], teacher)
+
+
+@pytest.fixture(scope="session")
+def fitted_across(finished_runs: Runs, teacher: TeacherRun) -> Student:
+    """The cross-fitted fake student, opened."""
+    return load_students(finished_runs.cross_fitted, teacher)

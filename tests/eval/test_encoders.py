@@ -7,12 +7,12 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from eval import encoders
-from eval.data import StudentRun, TeacherRun, load_teacher
+from eval.data import StudentRun
 from eval.encoders import Embedder, encoder_scores, query_blind_scores, student_scores
 from eval.judged import Fold, Judged
-from eval.students import Student, load_students
+from eval.students import Student
 from influcoder.examples import Example
-from tests.eval.fake_runs import FOLDS, SEEDS, TEXT, Runs, make_rows
+from tests.eval.fake_runs import FOLDS, SEEDS, TEXT, make_rows
 
 TRAIN, TEST = make_rows(60, "train", seed=3), make_rows(20, "test", seed=4)
 QUERIES = make_rows(3, "query", seed=5)
@@ -23,21 +23,6 @@ TWO_FOLDS = (
 )
 JUDGED = Judged(rows=TEST, folds=ONE_FOLD, task_queries=QUERIES)
 IN_FOLDS = Judged(rows=TEST, folds=TWO_FOLDS, task_queries=QUERIES)
-
-
-@pytest.fixture(scope="module")
-def teacher(finished_runs: Runs) -> TeacherRun:
-    return load_teacher(finished_runs.folder / "teacher")
-
-
-@pytest.fixture(scope="module")
-def student(finished_runs: Runs, teacher: TeacherRun) -> Student:
-    return load_students([str(finished_runs.folder / "student")], teacher)
-
-
-@pytest.fixture(scope="module")
-def cross_fitted(finished_runs: Runs, teacher: TeacherRun) -> Student:
-    return load_students(finished_runs.cross_fitted, teacher)
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +62,14 @@ def test_a_student_of_one_split_scores_as_its_encoder_does(embedder: Embedder, s
     assert scores.folds is None and scores.cost is not None and scores.cost.setup_seconds == 7.0
 
 
-def test_rows_of_a_fold_are_scored_by_the_encoder_of_that_fold_and_seed_alone(embedder: Embedder, cross_fitted: Student) -> None:
-    scores = student_scores(embedder, cross_fitted, IN_FOLDS, 0.0)
+def test_rows_of_a_fold_are_scored_by_the_encoder_of_that_fold_and_seed_alone(embedder: Embedder, fitted_across: Student) -> None:
+    scores = student_scores(embedder, fitted_across, IN_FOLDS, 0.0)
     assert scores.asked.shape == (SEEDS, 5 + 3, 20) and scores.folds is None
     expected = np.full(scores.asked.shape, np.nan)
     asking = ([0, 1], [2, 3, 4])  # the first fold's queries, then the second's
     for seed in range(SEEDS):
         for number, fold in enumerate(TWO_FOLDS):
-            model = SentenceTransformer(str(cross_fitted.runs[seed][number].folder / "encoder"), device="cpu")
+            model = SentenceTransformer(str(fitted_across.runs[seed][number].folder / "encoder"), device="cpu")
             encoded = model.encode([f"Prompt: {row.prompt}\nResponse: {row.response}" for row in [*TEST, *QUERIES]])
             for row in (*fold.queries, *fold.candidates):
                 for asker, query in zip(asking[number], fold.queries, strict=True):
@@ -94,10 +79,10 @@ def test_rows_of_a_fold_are_scored_by_the_encoder_of_that_fold_and_seed_alone(em
     assert np.isnan(scores.asked).sum() == SEEDS * (2 * 12 + 3 * 8)
 
 
-def test_a_student_of_the_first_fold_is_asked_about_no_other(embedder: Embedder, cross_fitted: Student) -> None:
-    first = Student(runs=tuple(seed[:1] for seed in cross_fitted.runs))
+def test_a_student_of_the_first_fold_is_asked_about_no_other(embedder: Embedder, fitted_across: Student) -> None:
+    first = Student(runs=tuple(seed[:1] for seed in fitted_across.runs))
     scores = student_scores(embedder, first, IN_FOLDS, 0.0)
-    whole = student_scores(embedder, cross_fitted, IN_FOLDS, 0.0).asked
+    whole = student_scores(embedder, fitted_across, IN_FOLDS, 0.0).asked
     assert scores.folds == (0,)
     rows = TWO_FOLDS[0].rows
     np.testing.assert_array_equal(scores.asked[:, :, rows], whole[:, :, rows])
@@ -116,11 +101,11 @@ def test_query_blind_learns_what_a_row_says_by_itself(embedder: Embedder, studen
     assert np.corrcoef(scores.asked[0, 0], test)[0, 1] > 0.99
 
 
-def test_query_blind_is_fitted_for_each_fold_on_its_own_runs_rows(embedder: Embedder, cross_fitted: Student) -> None:
+def test_query_blind_is_fitted_for_each_fold_on_its_own_runs_rows(embedder: Embedder, fitted_across: Student) -> None:
     def train(run: StudentRun) -> tuple[tuple[Example, ...], np.ndarray]:
         return TRAIN, np.full(len(TRAIN), 10.0 * (1 + run.record["fold"]), np.float32)
 
-    scores = query_blind_scores(embedder, cross_fitted, IN_FOLDS, train)
+    scores = query_blind_scores(embedder, fitted_across, IN_FOLDS, train)
     for number, fold in enumerate(TWO_FOLDS):
         np.testing.assert_allclose(scores.asked[0][:, fold.rows], 10.0 * (1 + number), rtol=1e-6)
     assert len(TWO_FOLDS) == FOLDS

@@ -4,30 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from eval.data import TeacherRun, load_teacher
+from eval.data import TeacherRun
 from eval.leakage import check_leakage
-from eval.students import Student, load_students
+from eval.students import Student
 from influcoder.errors import DataError
 from influcoder.examples import Example
-from tests.eval.fake_runs import PARTS, TEXT, Runs, make_rows, parts_of_fold
+from tests.eval.fake_runs import PARTS, TEXT, make_rows, parts_of_fold
 
 TRAIN, VALIDATION, TEST = PARTS.index("train"), PARTS.index("validation"), PARTS.index("test")
 NO_COPIES = {"task_queries_with_a_near_copy_in_the_test_rows": 0}
-
-
-@pytest.fixture(scope="module")
-def teacher(finished_runs: Runs) -> TeacherRun:
-    return load_teacher(finished_runs.folder / "teacher")
-
-
-@pytest.fixture(scope="module")
-def student(finished_runs: Runs, teacher: TeacherRun) -> Student:
-    return load_students([str(finished_runs.folder / "student")], teacher)
-
-
-@pytest.fixture(scope="module")
-def cross_fitted(finished_runs: Runs, teacher: TeacherRun) -> Student:
-    return load_students(finished_runs.cross_fitted, teacher)
 
 
 def near_copy(row: Example, name: str) -> Example:
@@ -40,9 +25,9 @@ def with_copy(teacher: TeacherRun, of: int, at: int) -> TeacherRun:
     return replace(teacher, rows=rows)
 
 
-def test_rows_of_nothing_in_common_pass(teacher: TeacherRun, student: Student, cross_fitted: Student) -> None:
+def test_rows_of_nothing_in_common_pass(teacher: TeacherRun, student: Student, fitted_across: Student) -> None:
     assert check_leakage(teacher, student, teacher.queries) == NO_COPIES
-    assert check_leakage(teacher, cross_fitted, []) == NO_COPIES
+    assert check_leakage(teacher, fitted_across, []) == NO_COPIES
 
 
 @pytest.mark.parametrize("of", [TRAIN, VALIDATION])
@@ -68,13 +53,13 @@ def test_rows_that_differ_only_where_the_student_does_not_read_are_copies(teache
         check_leakage(replace(teacher, rows=rows), student, [])
 
 
-def test_every_folds_test_rows_are_compared_with_what_that_fold_was_distilled_on(teacher: TeacherRun, cross_fitted: Student) -> None:
+def test_every_folds_test_rows_are_compared_with_what_that_fold_was_distilled_on(teacher: TeacherRun, fitted_across: Student) -> None:
     first, second = (parts_of_fold(len(teacher.rows), 2, fold) for fold in (0, 1))
     here, there = first.index("test"), second.index("test")
     same_fold = first.index("test", here + 1)
-    assert check_leakage(with_copy(teacher, here, same_fold), cross_fitted, []) == NO_COPIES
+    assert check_leakage(with_copy(teacher, here, same_fold), fitted_across, []) == NO_COPIES
     with pytest.raises(DataError, match=r"test rows: 1 of 20"):
-        check_leakage(with_copy(teacher, here, there), cross_fitted, [])
+        check_leakage(with_copy(teacher, here, there), fitted_across, [])
 
 
 @pytest.mark.parametrize("of", [TRAIN, VALIDATION])
@@ -96,6 +81,6 @@ def test_a_task_query_like_a_test_row_is_counted(teacher: TeacherRun, student: S
     assert check_leakage(teacher, student, [*teacher.queries, *copies]) == {"task_queries_with_a_near_copy_in_the_test_rows": 2}
 
 
-def test_with_folds_no_query_may_be_like_any_row(teacher: TeacherRun, cross_fitted: Student) -> None:
+def test_with_folds_no_query_may_be_like_any_row(teacher: TeacherRun, fitted_across: Student) -> None:
     with pytest.raises(DataError, match=r"task queries: 1 of 1 have a near-copy"):
-        check_leakage(teacher, cross_fitted, [near_copy(teacher.rows[TEST], "copy")])
+        check_leakage(teacher, fitted_across, [near_copy(teacher.rows[TEST], "copy")])

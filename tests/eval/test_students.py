@@ -9,15 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eval.data import TeacherRun, load_teacher
+from eval.data import TeacherRun
 from eval.students import check_same_split, load_students
 from influcoder.errors import RunError
 from tests.eval.fake_runs import FOLDS, PARTS, SEEDS, Runs, edit_record
-
-
-@pytest.fixture(scope="module")
-def teacher(finished_runs: Runs) -> TeacherRun:
-    return load_teacher(finished_runs.folder / "teacher")
 
 
 def move_first_test_row(folder: str) -> str:

@@ -10,7 +10,7 @@ from scipy.stats import zscore
 from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score
 
 from eval.bootstrap import Estimate, Resampler
-from eval.judged import Fold, Judged
+from eval.judged import Fold, Judged, check_tasks
 from eval.methods import MethodScores
 from eval.task_metrics import CURVE_SHARES, Found, measure, metric_names
 from eval.tasks import Task
@@ -278,6 +278,6 @@ def test_without_influence_of_rows_on_themselves_mislabel_has_no_figures() -> No
 @pytest.mark.parametrize(("kept", "count"), [(0, "40 of 40"), (1, "0 of 40")], ids=["all", "none"])
 def test_a_fold_with_rows_of_one_kind_is_refused(kept: int, count: str) -> None:
     task = replace(DETECTION, positive=CANDIDATES & (np.arange(N) % 2 == kept))
-    with pytest.raises(DataError, match=rf"tasks\.poison: {count} candidates of fold 0 are positive; expected some and not all") as caught:
-        found_in(task, TWO, random_scores(12))
+    with pytest.raises(DataError, match=rf"tasks\.poison: {count} judged rows of fold 0 are positive; expected some and not all") as caught:
+        check_tasks(replace(TWO, tasks={"poison": task}))
     assert "\n" not in str(caught.value)

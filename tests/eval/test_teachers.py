@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from eval import teachers
-from eval.data import TeacherRun, load_teacher
+from eval.data import TeacherRun
 from eval.judged import Fold, Judged
 from eval.methods import Cost
 from eval.students import load_students
@@ -20,11 +20,6 @@ from influcoder.influence.gradients import GradientConfig, GradientProjector
 from influcoder.influence.representations import losses
 from influcoder.influence.tokens import tokenize
 from tests.eval.fake_runs import DIM, PARTS, Runs
-
-
-@pytest.fixture(scope="module")
-def teacher(finished_runs: Runs) -> TeacherRun:
-    return load_teacher(finished_runs.folder / "teacher")
 
 
 @pytest.fixture(scope="module")
