@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fix bench-eval clean
+.PHONY: help install demo test check fix bench-eval bench-teachers soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ fix: install ## mend what the linters can mend, and format
 
 bench-eval: install ## the real run: planted rows in instruction data, an 8M decoder, MiniLM, every floor; 40 minutes
 	@$(OFFLINE) $(BIN)/python -m benchmarks.bench_eval
+
+soak: install ## a teacher run killed at 20 random moments: every file must come out as if nothing had happened
+	SOAK=20 $(OFFLINE) $(BIN)/python -m pytest tests/teacher/test_kill.py
+
+bench-teachers: install ## every gradient method beside the floors on planted rows; 30 minutes
+	@$(OFFLINE) $(BIN)/python -m benchmarks.bench_teachers
 
 clean: ## remove caches and builds; runs/ and .venv stay
 	rm -rf build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -27,10 +27,10 @@ TASKS = ("poison", "poison_hard", "toxicity", "toxicity_hard", "mislabel")
 Row = dict[str, Any]
 
 
-def write_pool(data: Path, folder: Path, seed: int = 0) -> None:
-    """Write the three files; the same data and seed, the same bytes."""
+def write_pool(data: Path, folder: Path, seed: int = 0, *, benign: int = BENIGN, passages: int = PASSAGES) -> None:
+    """Write the three files; the same data, seed and sizes, the same bytes."""
     source = random.Random(seed)
-    rows = [*_instructions(data, source), *_passages(data, source)]
+    rows = [*_instructions(data, source, benign), *(_passages(data, source, passages) if passages else [])]
     source.shuffle(rows)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "labels.jsonl", ({name: row[name] for name in ("id", "source", *TASKS)} for row in rows))
@@ -44,12 +44,12 @@ def read(path: Path) -> list[Row]:
         return [json.loads(line) for line in lines]
 
 
-def _instructions(data: Path, source: random.Random) -> list[Row]:
+def _instructions(data: Path, source: random.Random, benign: int) -> list[Row]:
     rows: list[Row] = []
     for task in ("poison", "toxicity"):
         pool = read(data / task / "pool.jsonl.gz")
-        benign = source.sample([row for row in pool if not row["label"]], BENIGN)
-        rows += [_row(row, row["source"].split(":")[-1], **dict.fromkeys(TASKS, 0)) for row in benign]
+        plain = source.sample([row for row in pool if not row["label"]], benign)
+        rows += [_row(row, row["source"].split(":")[-1], **dict.fromkeys(TASKS, 0)) for row in plain]
         rows += [_row(row, task, **{task: 1, f"{task}_hard": 1}) for row in pool if row["label"]]
         rows += [_row(row, f"{task}_hard", **{f"{task}_hard": 0}) for row in read(data / task / "hard_negatives.jsonl.gz")]
     wrong = source.sample([row for row in rows if row["mislabel"] == 0], MISLABELLED)
@@ -59,11 +59,11 @@ def _instructions(data: Path, source: random.Random) -> list[Row]:
     return rows
 
 
-def _passages(data: Path, source: random.Random) -> list[Row]:
+def _passages(data: Path, source: random.Random, count: int) -> list[Row]:
     """All passages that answer a query, filled up with others."""
     pool = {row["id"]: row for row in read(data / "factual" / "pool.jsonl.gz")}
     linked = {row_id for row in read(data / "factual" / "truth.jsonl.gz") for row_id in row["pool_ids"]}
-    others = source.sample(sorted(set(pool) - linked), max(0, PASSAGES - len(linked)))
+    others = source.sample(sorted(set(pool) - linked), max(0, count - len(linked)))
     return [_row(pool[row_id], "passage") for row_id in [*sorted(linked), *others]]
 
 

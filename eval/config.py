@@ -18,6 +18,7 @@ METHODS = (
     "untrained_encoder",
     "query_blind",
     "bm25",
+    "bm25_response",
     "rep_sim",
     "rep_sim_mean",
     "loss",
@@ -106,6 +107,8 @@ class EvalConfig:
     """folder to make for this run; must not exist"""
     compare: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """other students of the same split to stand in the table: name of the row -> folders"""
+    teachers: dict[str, str] = field(default_factory=dict)
+    """other teacher runs on the same rows and queries to stand in the table, as of other methods: name of the row -> folder"""
     shuffled_target: tuple[str, ...] = ()
     """students of shuffled targets (`shuffle_target: true`), of the first fold at least; they must score like a floor"""
     groups: GroupConfig | None = None
@@ -137,9 +140,11 @@ class EvalConfig:
             folders = self.student if name == "student" else self.compare[name.removeprefix("compare.")]
             if not folders:
                 raise ConfigError(f"{name}: no folder; expected at least one student run")
-        taken = sorted(set(METHODS) & set(self.compare))
-        if taken:
-            raise ConfigError(f"compare: the name {taken[0]!r} is one of the table's own rows ({', '.join(METHODS)}); choose another")
+        for block, names in (("compare", set(self.compare)), ("teachers", set(self.teachers))):
+            if taken := sorted({*METHODS, *(self.compare if block == "teachers" else ())} & names):
+                raise ConfigError(
+                    f"{block}: the name {taken[0]!r} is that of another row of the table ({', '.join(METHODS)}); choose another"
+                )
         for name in self.tasks:
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
                 raise ConfigError(f"tasks: name {name!r}; expected small letters, digits and underscores, as in poison_hard")

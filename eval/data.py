@@ -35,21 +35,31 @@ class TeacherRun:
     queries: list[Example]
     """task queries; empty when the teacher was given none"""
 
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the run knows a decoder; one made of another tool's features may not."""
+        return self.record.get("decoder_path") is not None
+
     def features(self, seed: int, side: str) -> Features:
-        """Load the features of `side` (rows or queries).
+        """Load the features of `side` (rows, queries, or rows_as_queries where the method tells these from rows).
 
         Raises:
             RunError: when they are corrupt or belong to other rows.
         """
         folder = self.folder / "features" / f"seed-{seed}" / side
         features = load_features(folder)
-        expected = fingerprint(self.rows if side == "rows" else self.queries)
+        expected = fingerprint(self.queries if side == "queries" else self.rows)
         if features.manifest.rows_fingerprint != expected:
             raise RunError(
-                f"{folder}: features of rows {features.manifest.rows_fingerprint}, expected {expected} as in {self.folder / side}.parquet; "
+                f"{folder}: features of rows {features.manifest.rows_fingerprint}, expected {expected} as in {self.folder / side.split('_')[0]}.parquet; "
                 "run the teacher again"
             )
         return features
+
+    def asking(self, seed: int) -> Features:
+        """Load the features of the rows as queries."""
+        asymmetric = (self.folder / "features" / f"seed-{seed}" / "rows_as_queries").exists()
+        return self.features(seed, "rows_as_queries" if asymmetric else "rows")
 
     def scores(self, seed: int) -> Scores:
         """Load the task queries' scores of all rows.
@@ -64,14 +74,18 @@ class TeacherRun:
 
     def decoder_config(self, device: str) -> DecoderConfig:
         """Return how to load the decoder whose gradients were taken: from inside the run, or by hub id or folder."""
-        inside = self.folder / self.record["decoder_path"]
+        path, adapter = (self._inside(self.record.get(name)) for name in ("decoder_path", "decoder_adapter"))
         return DecoderConfig(
-            path=str(inside) if inside.is_dir() else self.record["decoder_path"],
-            adapter=self.record.get("decoder_adapter"),
+            path=path,
+            adapter=adapter,
             dtype=self.record.get("decoder_dtype", "float32"),
             chat_template=self.record.get("decoder_chat_template"),
             device=device,
         )
+
+    def _inside(self, name: str | None) -> str | None:
+        inside = self.folder / (name or "")
+        return str(inside) if name is not None and inside.is_dir() else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +106,10 @@ def load_teacher(folder: Path) -> TeacherRun:
         RunError: when it is missing, unfinished, or its rows are not the ones that it recorded.
     """
     record = open_run(folder, "teacher")
+    if not record.get("rows_ask", True):
+        raise RunError(
+            f"{folder}: made of scores of other queries, so that no row of it can ask; expected features; eval judges rows by rows"
+        )
     rows = load_examples(folder / "rows.parquet")
     if fingerprint(rows) != record["rows_fingerprint"]:
         raise RunError(
@@ -108,6 +126,20 @@ def load_teacher(folder: Path) -> TeacherRun:
     )
 
 
+def check_same_questions(name: str, run: TeacherRun, teacher: TeacherRun) -> None:
+    """Refuse another teacher of other rows or queries.
+
+    Raises:
+        RunError: naming what differs.
+    """
+    for side in ("rows_fingerprint", "queries_fingerprint"):
+        mine, theirs = run.record.get(side), teacher.record.get(side)
+        if mine != theirs:
+            raise RunError(
+                f"teachers.{name}: {run.folder}: {side} is {mine!r}, but {teacher.folder} has {theirs!r}; expected the same data"
+            )
+
+
 def load_student(folder: Path, teacher: TeacherRun) -> StudentRun:
     """Open a student run that was distilled from `teacher`.
 
@@ -115,6 +147,8 @@ def load_student(folder: Path, teacher: TeacherRun) -> StudentRun:
         RunError: when it is missing, unfinished, or belongs to other rows, another teacher or another text format.
     """
     record = {"seed": 0, "folds": None, "fold": 0, "shuffle_target": False} | open_run(folder, "student")
+    if record.get("asks", "rows") != "rows":
+        raise RunError(f"{folder}: a student of the teacher's queries (asks: {record['asks']}); expected one whose rows ask, as eval's do")
     expected = {
         "rows_fingerprint": teacher.record["rows_fingerprint"],
         "decoder_fingerprint": teacher.record["decoder_fingerprint"],

@@ -24,14 +24,14 @@ RANDOM_DRAWS = 5
 Value = TypeVar("Value")
 
 
-def bm25_scores(judged: Judged) -> MethodScores:
-    """Score by BM25 of prompt and response, document frequencies from the judged rows, no stop words taken out."""
+def bm25_scores(judged: Judged, *, response_only: bool = False) -> MethodScores:
+    """Score by BM25 of prompt and response, or of responses alone; document frequencies from the judged rows, no stop words taken out."""
     ranker = bm25s.BM25()
-    _, seconds = _timed(lambda: ranker.index(_words(judged.rows), show_progress=False))
+    _, seconds = _timed(lambda: ranker.index(_words(judged.rows, response_only), show_progress=False))
     queries = [*(judged.rows[place] for place in judged.fidelity_queries), *judged.task_queries]
     size = sum(ranker.scores[name].nbytes for name in ("data", "indices", "indptr"))
     return MethodScores(
-        asked=_bm25_matrix(ranker, queries, len(judged.rows))[None],
+        asked=_bm25_matrix(ranker, _words(queries, response_only), len(judged.rows))[None],
         cost=Cost(seconds_per_1000=1000 * seconds / len(judged.rows), bytes_per_row=size / len(judged.rows)),
     )
 
@@ -79,15 +79,15 @@ def _timed(work: Callable[[], Value]) -> tuple[Value, float]:
     return result, time.perf_counter() - started
 
 
-def _words(rows: Sequence[Example]) -> list[list[str]]:
-    texts = [f"{row.prompt}\n{row.response}" for row in rows]
+def _words(rows: Sequence[Example], response_only: bool) -> list[list[str]]:
+    texts = [row.response if response_only else f"{row.prompt}\n{row.response}" for row in rows]
     words: list[list[str]] = bm25s.tokenize(texts, token_pattern=WORD, stopwords=None, return_ids=False, show_progress=False)
     return words
 
 
-def _bm25_matrix(ranker: Any, queries: Sequence[Example], num_rows: int) -> NDArray[np.float32]:
+def _bm25_matrix(ranker: Any, queries: Sequence[Sequence[str]], num_rows: int) -> NDArray[np.float32]:
     scores = np.zeros((len(queries), num_rows), np.float32)
-    for place, words in enumerate(_words(queries)):
+    for place, words in enumerate(queries):
         known = [word for word in words if word in ranker.vocab_dict]
         if known:  # bm25s refuses an empty query; no word in common is a score of 0 everywhere
             scores[place] = ranker.get_scores(known)

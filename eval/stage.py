@@ -10,7 +10,7 @@ import numpy as np
 from eval.baselines import Contestants, method_groups
 from eval.bootstrap import Resampler
 from eval.config import EvalConfig
-from eval.data import TeacherRun, load_teacher
+from eval.data import TeacherRun, check_same_questions, load_teacher
 from eval.evaluate import Result, evaluate
 from eval.gates import Gate, cardinality_gate, randomised_gate, shuffled_gate, trained_gate
 from eval.judged import Judged, check_tasks, draw_folds
@@ -69,9 +69,12 @@ def open_runs(config: EvalConfig) -> Contestants:
     student = load_students(config.student, teacher)
     references = {name: load_students(folders, teacher) for name, folders in config.compare.items()}
     control = load_students(config.shuffled_target, teacher, control=True) if config.shuffled_target else None
+    teachers = {name: load_teacher(Path(folder)) for name, folder in config.teachers.items()}
+    for name, run in teachers.items():
+        check_same_questions(name, run, teacher)
     for other in [*references.values(), *([control] if control else [])]:
         check_same_split(student, other)
-    return Contestants(teacher=teacher, student=student, references=references, control=control)
+    return Contestants(teacher=teacher, student=student, references=references, teachers=teachers, control=control)
 
 
 def make_judged(config: EvalConfig, teacher: TeacherRun, student: Student) -> Judged:
@@ -103,8 +106,10 @@ def _judge(config: EvalConfig, folder: Path) -> dict[str, Any]:
     _announce(contestants, judged)
     leakage = check_leakage(teacher, student, judged.task_queries)
     target = teacher_scores(teacher, judged, teacher.record["seeds"][0])
-    cost = teacher_cost(teacher, judged, teacher.decoder_config(config.device), config.cost_rows)
-    groups = method_groups(contestants, judged, target=target, teacher_cost=cost, seed=config.seed, device=config.device)
+    cost = teacher_cost(teacher, judged, teacher.decoder_config(config.device), config.cost_rows) if teacher.has_decoder else None
+    groups = method_groups(
+        contestants, judged, target=target, teacher_cost=cost, cost_rows=config.cost_rows, seed=config.seed, device=config.device
+    )
     resampler = Resampler(config.bootstrap_draws, config.seed)
     results = evaluate(judged, target.asked[0], groups, top=config.top, resampler=resampler)
     gates = _gates(config, teacher, judged, target.asked[0], results)
@@ -132,7 +137,9 @@ def _gates(config: EvalConfig, teacher: TeacherRun, judged: Judged, target: Arra
     floors = {name: rho.value for name, rho in rhos.items() if rho is not None and by_name[name].role == "floor"}
     ceiling, control = rhos.get("teacher_second_seed"), rhos.get("shuffled_target")
     gates: list[Gate | None] = []
-    if config.gates.trained_share is not None or config.gates.randomised_share is not None:
+    if not teacher.has_decoder:
+        print("eval: the teacher run names no decoder: the gates `trained` and `randomised` are not asked, its cost is not known")
+    elif config.gates.trained_share is not None or config.gates.randomised_share is not None:
         beside = randomise(teacher, judged, target, teacher.decoder_config(config.device), config.gates.randomised_queries)
         gates.append(trained_gate(beside.loss, beside.random_loss, config.gates))
         gates.append(randomised_gate(beside.agreement, 1.0 if ceiling is None else ceiling.value, config.gates))

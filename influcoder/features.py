@@ -1,16 +1,19 @@
 """The teacher's product: unit gradient features by row, in checksummed shards.
 
     FOLDER/manifest.json              ids in order, dim, rows a shard, how they were made
-    FOLDER/shard-00000.safetensors    `features` float16 (rows, dim), each of length 1; `norms` float32 (rows,)
-    FOLDER/shard-00000.json           commit record: checksum; written after the shard, so a shard without it does not count
+    FOLDER/shard-00000.safetensors    `features` float16 or float32 (rows, dim), each of length 1; `norms` float32 (rows,)
+    FOLDER/shard-00000.json           commit record: checksum, store, number; written after the shard: without it, it does not count
 
-`<phi_q, phi_d>` is the cosine of two projected gradients: larger = training on d lowers the loss on q more.
+The score of row d for query q is the inner product of a query vector and a row vector, larger = training on d lowers the loss on q
+more. `normalise` says whether the vectors are the unit ones (a cosine) or have their lengths. Where a row as a query has other
+features than as a row, these lie beside it in a store of their own, `rows_as_queries`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +40,10 @@ class Manifest:
     rows_fingerprint: str
     """`examples.fingerprint` of the rows"""
     decoder_fingerprint: str
+    normalise: str = "unit"
+    """unit, layers: scores are products of unit vectors; none: both sides have their lengths; relatif: queries alone have theirs"""
+    dtype: str = "float16"
+    """of the unit vectors: float16, or float32 for gradients that are to be worked on"""
 
     @property
     def num_shards(self) -> int:
@@ -58,8 +65,18 @@ class Features:
     norms: NDArray[np.float32]
     """(rows,) length of each projected gradient before normalisation"""
 
-    def select(self, ids: Sequence[str]) -> NDArray[np.float32]:
-        """Return the vectors of `ids`, in that order.
+    @property
+    def as_rows(self) -> NDArray[np.float32]:
+        """(rows, dim) what a query's vector is multiplied with."""
+        return self.vectors * self.norms[:, None] if self.manifest.normalise == "none" else self.vectors
+
+    @property
+    def as_queries(self) -> NDArray[np.float32]:
+        """(rows, dim) what asks."""
+        return self.vectors * self.norms[:, None] if self.manifest.normalise in ("none", "relatif") else self.vectors
+
+    def places(self, ids: Sequence[str]) -> list[int]:
+        """Return where `ids` stand, in that order.
 
         Raises:
             RunError: when an id is not here.
@@ -71,7 +88,7 @@ class Features:
                 f"features: no row {missing[0]!r} ({len(missing)} of {len(ids)} ids are unknown); "
                 "expected features of these rows; run the teacher on them"
             )
-        return self.vectors[[position[row_id] for row_id in ids]]
+        return [position[row_id] for row_id in ids]
 
 
 def create_store(folder: Path, manifest: Manifest) -> None:
@@ -119,11 +136,25 @@ def write_shard(folder: Path, shard: int, gradients: NDArray[np.float32]) -> Non
         )
     path = _shard_path(folder, shard)
     temporary = path.with_name(f".{path.name}.writing")
-    save_file({"features": (gradients / norms[:, None]).astype(np.float16), "norms": norms.astype(np.float32)}, temporary)
-    with temporary.open("rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    write_text_atomic(path.with_suffix(".json"), json.dumps({"sha256": sha256_of_file(path)}) + "\n")
+    try:
+        unit = np.ascontiguousarray((gradients / norms[:, None]).astype(manifest.dtype))  # save_file writes another order wrongly
+        save_file({"features": unit, "norms": norms.astype(np.float32)}, temporary)
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        record = {"sha256": sha256_of_file(path), "store": _store_fingerprint(folder), "shard": shard}
+        write_text_atomic(path.with_suffix(".json"), json.dumps(record) + "\n")
+    except (OSError, safetensors.SafetensorError) as error:
+        for unfinished in folder.glob(f".{path.stem}.*.writing"):
+            unfinished.unlink(missing_ok=True)
+        raise RunError(
+            f"{path}: cannot be written ({error}); the shards before it are kept; mend that and run the same command again"
+        ) from error
+
+
+def remove_store(folder: Path) -> None:
+    """Remove a store that has served."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -152,26 +183,58 @@ def load_features(folder: Path) -> Features:
     vectors = np.empty((len(manifest.ids), manifest.dim), np.float32)
     norms = np.empty(len(manifest.ids), np.float32)
     for shard in range(manifest.num_shards):
-        path, rows = _check_shard(folder, shard), manifest.rows_of(shard)
-        try:
-            content = load_file(path)
-            vectors[rows], norms[rows] = content["features"], content["norms"]
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise RunError(
-                f"{path}: not a shard of {rows.stop - rows.start} x {manifest.dim} features ({error}); run the teacher again"
-            ) from error
+        rows = manifest.rows_of(shard)
+        vectors[rows], norms[rows] = load_shard(folder, manifest, shard)
     return Features(manifest, vectors, norms)
+
+
+def load_row_vectors(folder: Path) -> tuple[Manifest, NDArray[np.float32], NDArray[np.float32]]:
+    """Read the rows' features of one seed, `features/seed-S`: manifest, vectors as queries, vectors as rows.
+
+    Raises:
+        RunError: naming the shard that is missing, unfinished or corrupt, or the store of other rows.
+    """
+    rows = load_features(folder / "rows")
+    if not (folder / "rows_as_queries").exists():
+        return rows.manifest, rows.as_queries, rows.as_rows
+    asking = load_features(folder / "rows_as_queries")
+    if asking.manifest.rows_fingerprint != rows.manifest.rows_fingerprint:
+        raise RunError(f"{folder / 'rows_as_queries'}: of other rows than {folder / 'rows'}; expected the same; run the teacher again")
+    return rows.manifest, asking.as_queries, rows.as_rows
+
+
+def load_shard(folder: Path, manifest: Manifest, shard: int) -> tuple[NDArray[np.floating], NDArray[np.float32]]:
+    """Read one shard, `(rows, dim)` unit vectors and `(rows,)` lengths, checking it against its checksum.
+
+    Raises:
+        RunError: when it is missing, unfinished, corrupt, or of another store.
+    """
+    path, rows = _check_shard(folder, shard), manifest.rows_of(shard)
+    shape = (rows.stop - rows.start, manifest.dim)
+    try:
+        content = load_file(path)
+        vectors, norms = content["features"], content["norms"]
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise RunError(f"{path}: not a shard of {shape[0]} x {shape[1]} features ({error}); run the teacher again") from error
+    if vectors.shape != shape or norms.shape != shape[:1]:
+        raise RunError(f"{path}: not a shard of {shape[0]} x {shape[1]} features (shape {vectors.shape}); run the teacher again")
+    return vectors, norms
 
 
 def _shard_path(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}.safetensors"
 
 
+def _store_fingerprint(folder: Path) -> str:
+    return sha256_of_file(folder / "manifest.json")[:16]
+
+
 def _check_shard(folder: Path, shard: int) -> Path:
     path = _shard_path(folder, shard)
     try:
-        expected = json.loads(path.with_suffix(".json").read_text())["sha256"]
-        found = sha256_of_file(path)
+        record = json.loads(path.with_suffix(".json").read_text())
+        expected, whose = record["sha256"], (record.get("store"), record.get("shard"))
+        found, ours = sha256_of_file(path), (_store_fingerprint(folder), shard)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{path}: missing or not committed ({error}); expected every shard of the store; run the teacher again to finish it"
@@ -179,5 +242,10 @@ def _check_shard(folder: Path, shard: int) -> Path:
     if found != expected:
         raise RunError(
             f"{path}: checksum {found[:12]}, expected {expected[:12]}; the shard is corrupt; remove it and run the teacher again"
+        )
+    if whose not in (ours, (None, None)):  # older runs recorded the checksum alone
+        raise RunError(
+            f"{path}: shard {whose[1]} of store {whose[0]}, expected shard {ours[1]} of {ours[0]}; "
+            "it was put here from elsewhere; remove it and run the teacher again"
         )
     return path

@@ -51,7 +51,7 @@ class RecipeConfig:
     """full_block: every pair of a block is a label, row and block Pearson. reference: the paper's authors' recipe,
     8 x 16 labels a step, Pearson and row KL"""
     block_rows: int = 128
-    """full_block: rows of a block; its labels are block_rows^2 - block_rows"""
+    """full_block: texts of a block; its labels are block_rows^2 - block_rows; where queries ask, they are at most half of the texts"""
     target_exponent: float = 0.5
     """full_block: the teacher's cosines become sign(t) |t|^exponent; 1 leaves them, less lets small differences count more"""
     row_weight: float = 0.5
@@ -100,6 +100,9 @@ class StudentConfig:
     """run directory to make; must not exist"""
     teacher: str
     """teacher run whose features are the target"""
+    asks: Literal["rows", "queries"] = "rows"
+    """rows: every row asks for the others. queries: the teacher's own queries ask for rows; these have a split of their own, by the
+    same rule, and a teacher that was made of scores has no other target"""
     encoder: EncoderConfig
     """what is trained"""
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -113,6 +116,7 @@ class StudentConfig:
     seed: int = 0
     """batches, head and fresh weights"""
     shuffle_target: bool = False
-    """control, never for use: every training and validation row gets the target of another; such a student must score like a floor"""
+    """control, never for use: every training and validation row (or query) gets the target of another; such a student must score
+    like a floor"""
     trainer: dict[str, Any] = field(default_factory=dict)
     """arguments of lightning.pytorch.Trainer: max_epochs, max_time, precision, logger, callbacks, ..."""

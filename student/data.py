@@ -1,8 +1,9 @@
-"""Batches of the distillation: which rows meet in a block, their texts, and the teacher's scores of all their pairs."""
+"""Batches of the distillation: which texts meet in a block, and the teacher's scores of all their pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +17,33 @@ from student.config import RecipeConfig
 
 Tokens = dict[str, Tensor]
 Tokenize = Callable[[list[str]], Tokens]
+Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Texts that ask, texts that are ranked, and the vectors whose products are the teacher's scores."""
+
+    askers: list[str]
+    asking: NDArray[np.float32]
+    """(askers, dim)"""
+    texts: list[str]
+    features: NDArray[np.float32]
+    """(texts, dim)"""
+    rows_ask: bool
+    """the ranked texts ask themselves, each all but itself"""
+
+    @property
+    def every_text(self) -> list[str]:
+        """All texts, each once."""
+        return self.texts if self.rows_ask else [*self.askers, *self.texts]
 
 
 class Block(NamedTuple):
-    """One batch. Rows are encoded once; queries and candidates are positions among them."""
+    """One batch. Texts are encoded once; queries and candidates are positions among them."""
 
     tokens: Tokens
-    """of the texts of the block's rows"""
+    """of the block's texts"""
     queries: Tensor
     """(Q,) positions"""
     candidates: Tensor
@@ -36,57 +57,68 @@ class Block(NamedTuple):
         return self.queries[:, None] != self.candidates[None, :]
 
 
-def plan_epoch(num_rows: int, recipe: RecipeConfig, seed: int, epoch: int) -> list[tuple[NDArray[np.int64], int]]:
-    """Return an epoch's blocks as (rows, number of leading rows that are queries): a pure function of (seed, epoch).
+def plan_epoch(num_asking: int | None, num_rows: int, recipe: RecipeConfig, seed: int, epoch: int) -> list[tuple[Places, Places]]:
+    """Return an epoch's blocks as (who asks, who is ranked): a pure function of (seed, epoch).
 
-    full_block: the rows in random order, cut into blocks, each row query and candidate at once (number 0).
-    reference: every row is a query once, with candidates drawn from the other rows.
+    Rows ask (`num_asking` is None):
+        full_block: the rows in random order, cut into blocks; the same array twice, since each row asks all others.
+        reference: every row asks once, for candidates drawn from the other rows.
+    Queries ask: some queries and some rows a block, until each of either has been in one, but for a remainder.
     """
     random = np.random.default_rng([seed, epoch])
+    full = recipe.objective == "full_block"
+    if num_asking is not None:
+        asked_size = min(recipe.block_rows // 2 if full else recipe.num_queries, num_asking)
+        ranked_size = min(recipe.block_rows - asked_size if full else recipe.num_candidates, num_rows)
+        count = max(num_asking // asked_size, num_rows // ranked_size)
+        return list(zip(_lots(random, num_asking, asked_size, count), _lots(random, num_rows, ranked_size, count), strict=True))
     order = random.permutation(num_rows)
-    if recipe.objective == "full_block":
-        size = min(recipe.block_rows, num_rows)
-        return [(order[start : start + size], 0) for start in range(0, num_rows - size + 1, size)]
+    if full:
+        return [(rows, rows) for rows in _cut(order, min(recipe.block_rows, num_rows))]
     blocks = []
-    size = min(recipe.num_queries, num_rows // 2)
-    for start in range(0, num_rows - size + 1, size):
-        queries = order[start : start + size]
+    for queries in _cut(order, min(recipe.num_queries, num_rows // 2)):
         others = np.setdiff1d(order, queries)
-        candidates = random.choice(others, min(recipe.num_candidates, len(others)), replace=False)
-        blocks.append((np.concatenate([queries, candidates]), len(queries)))
+        blocks.append((queries, random.choice(others, min(recipe.num_candidates, len(others)), replace=False)))
     return blocks
+
+
+def _cut(order: Places, size: int) -> list[Places]:
+    return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+
+
+def _lots(random: np.random.Generator, num: int, size: int, count: int) -> list[Places]:
+    """Return `count` lots, cut from one random order after another: nothing stands twice in a lot."""
+    lots: list[Places] = []
+    while len(lots) < count:
+        lots += _cut(random.permutation(num), size)
+    return lots[:count]
 
 
 class _Blocks(Dataset[Block]):
     def __init__(self, module: DistillationData, epoch: int) -> None:
-        self.module = module
-        self.plan = plan_epoch(len(module.train_texts), module.recipe, module.seed, epoch)
+        self.module, pairs = module, module.pairs
+        self.plan = plan_epoch(None if pairs.rows_ask else len(pairs.askers), len(pairs.texts), module.recipe, module.seed, epoch)
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __getitem__(self, place: int) -> Block:
-        rows, num_queries = self.plan[place]
-        positions = torch.arange(len(rows))
-        queries, candidates = (positions[:num_queries], positions[num_queries:]) if num_queries else (positions, positions)
-        vectors = torch.from_numpy(self.module.train_features[rows])
-        return Block(
-            tokens=self.module.tokenize([self.module.train_texts[row] for row in rows]),
-            queries=queries,
-            candidates=candidates,
-            target=vectors[queries] @ vectors[candidates].T,
-        )
+        pairs, (asked, ranked) = self.module.pairs, self.plan[place]
+        texts, queries = [pairs.texts[row] for row in ranked], torch.arange(len(ranked))
+        candidates = queries
+        if asked is not ranked:
+            texts = [pairs.askers[query] for query in asked] + texts
+            queries, candidates = torch.arange(len(asked)), len(asked) + candidates
+        target = torch.from_numpy(pairs.asking[asked]) @ torch.from_numpy(pairs.features[ranked]).T
+        return Block(tokens=self.module.tokenize(texts), queries=queries, candidates=candidates, target=target)
 
 
 class DistillationData(LightningDataModule):
     """Training blocks; needs `reload_dataloaders_every_n_epochs=1`, since every epoch has its own plan."""
 
-    def __init__(
-        self, train_texts: Sequence[str], train_features: NDArray[np.float32], tokenize: Tokenize, recipe: RecipeConfig, seed: int
-    ) -> None:
+    def __init__(self, pairs: Pairs, tokenize: Tokenize, recipe: RecipeConfig, seed: int) -> None:
         super().__init__()
-        self.train_texts, self.train_features = list(train_texts), train_features
-        self.tokenize, self.recipe, self.seed = tokenize, recipe, seed
+        self.pairs, self.tokenize, self.recipe, self.seed = pairs, tokenize, recipe, seed
 
     def train_dataloader(self) -> DataLoader[Block]:
         """Return the blocks of the current epoch."""

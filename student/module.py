@@ -15,7 +15,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from influcoder.metrics import per_query_spearman
 from student.config import OptimizerConfig, RecipeConfig
-from student.data import Block, Tokens
+from student.data import Block, Pairs, Tokens
 from student.losses import full_block_loss, reference_loss, signed_power
 
 MONITOR = "validation_per_query_spearman"
@@ -57,10 +57,13 @@ class Distillation(LightningModule):
 class KeepBest(Callback):
     """After every epoch measures the encoder on the validation split, keeps the best weights, stops without progress."""
 
-    def __init__(self, texts: Sequence[str], features: NDArray[np.float32], patience: int) -> None:
-        half = max(1, len(texts) // 3)
-        self.queries, self.candidates = list(texts[:half]), list(texts[half:])
-        self.target = features[:half] @ features[half:].T
+    def __init__(self, pairs: Pairs, patience: int) -> None:
+        asked, ranked = slice(None), slice(None)
+        if pairs.rows_ask:  # a third of the rows asks for the others
+            third = max(1, len(pairs.texts) // 3)
+            asked, ranked = slice(third), slice(third, None)
+        self.queries, self.candidates = pairs.askers[asked], pairs.texts[ranked]
+        self.target = pairs.asking[asked] @ pairs.features[ranked].T
         self.patience, self.without_progress = patience, 0
         self.best, self.best_epoch = -2.0, -1
         self.best_weights: dict[str, Tensor] = {}

@@ -1,6 +1,6 @@
 """Load the teacher's features, split, distil, save the encoder.
 
-RUN/encoder/  initial_encoder/  split.parquet  log/metrics.csv
+RUN/encoder/  initial_encoder/  split.parquet  query_split.parquet (where queries ask)  log/metrics.csv
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sentence_transformers import SentenceTransformer
 
 from influcoder.errors import DataError, RunError
 from influcoder.examples import fingerprint, load_examples
-from influcoder.features import load_features
+from influcoder.features import Manifest, load_features, load_row_vectors
 from influcoder.runs import create_run, open_run, write_text_atomic
 from influcoder.splits import Part, assign_split
 from influcoder.text_format import TextFormat, load_text_format, render, save_text_format
 from influcoder.training import make_trainer
 from student.config import StudentConfig
-from student.data import DistillationData
+from student.data import DistillationData, Pairs
 from student.encoder import load_encoder, save_encoder, tokenize, truncated_share
 from student.module import Distillation, KeepBest
 
@@ -34,22 +34,41 @@ MINIMUM_ROWS = 6
 
 
 @dataclass(frozen=True)
+class Side:
+    """What asks, or what is ranked, and which part of the split each belongs to."""
+
+    ids: tuple[str, ...]
+    texts: list[str]
+    vectors: NDArray[np.float32]
+    """(texts, dim) from the teacher's first seed"""
+    parts: list[Part]
+
+    def of(self, part: Part) -> tuple[list[str], NDArray[np.float32]]:
+        """Return texts and vectors of one part."""
+        places = [place for place, found in enumerate(self.parts) if found == part]
+        return [self.texts[place] for place in places], self.vectors[places]
+
+
+@dataclass(frozen=True)
 class Target:
-    """What is imitated, and on which side every row stands."""
+    """What is imitated."""
 
     record: dict[str, Any]
     """the teacher's run.json"""
     text_format: TextFormat
-    ids: tuple[str, ...]
-    texts: list[str]
-    features: NDArray[np.float32]
-    """(rows, dim) unit vectors of the teacher's first seed"""
-    parts: list[Part]
+    askers: Side
+    """the teacher's queries, or the rows with their vectors as queries"""
+    rows: Side
+    rows_ask: bool
 
-    def of(self, part: Part) -> tuple[list[str], NDArray[np.float32]]:
-        """Return texts and features of one side."""
-        rows = [row for row, side in enumerate(self.parts) if side == part]
-        return [self.texts[row] for row in rows], self.features[rows]
+    def of(self, part: Part) -> Pairs:
+        """Return what asks and what is ranked in one part."""
+        return Pairs(*self.askers.of(part), *self.rows.of(part), self.rows_ask)
+
+    @property
+    def sides(self) -> dict[str, Side]:
+        """The sides that were split: the rows, and the queries where these ask."""
+        return {"rows": self.rows} | ({} if self.rows_ask else {"queries": self.askers})
 
 
 def run(config: StudentConfig, resolved_yaml: str) -> None:
@@ -61,7 +80,9 @@ def run(config: StudentConfig, resolved_yaml: str) -> None:
     """
     with create_run(Path(config.output), "student", resolved_yaml) as made:
         target = load_target(config)
-        _write_split(made.folder, target)
+        for name, side in target.sides.items():
+            path = made.folder / ("split.parquet" if name == "rows" else "query_split.parquet")
+            pq.write_table(pa.table({"id": list(side.ids), "part": list(side.parts)}), path)
         encoder, best = distil(config, target, made.folder)
         folder = made.folder / "encoder"
         save_encoder(encoder, folder)
@@ -71,11 +92,12 @@ def run(config: StudentConfig, resolved_yaml: str) -> None:
             "teacher_seed": target.record["seeds"][0],
             "decoder_fingerprint": target.record["decoder_fingerprint"],
             "rows_fingerprint": target.record["rows_fingerprint"],
+            "asks": config.asks,
             "near_duplicate_jaccard": config.split.near_duplicate_jaccard,
             "folds": config.split.folds,
             "fold": config.split.fold,
             "shuffle_target": config.shuffle_target,
-            "rows_trained": target.parts.count("train"),
+            **{f"{name}_trained": side.parts.count("train") for name, side in target.sides.items()},
             "seed": config.seed,
             "objective": config.recipe.objective,
         }
@@ -86,43 +108,57 @@ def run(config: StudentConfig, resolved_yaml: str) -> None:
 
 
 def load_target(config: StudentConfig) -> Target:
-    """Read a teacher run and split its rows.
+    """Read a teacher run; split its rows, and its queries where these ask.
 
     Raises:
-        RunError: when it is unfinished or its parts do not belong together.
+        RunError: when it is unfinished, its parts do not belong together, or it does not say what is asked for.
+        DataError: when a part has too few rows or queries.
     """
     folder = Path(config.teacher)
-    record = open_run(folder, "teacher")
-    examples = load_examples(folder / "rows.parquet")
-    place = folder / "features" / f"seed-{record['seeds'][0]}" / "rows"
-    features = load_features(place)
-    for name, found in (("rows.parquet", fingerprint(examples)), ("features", features.manifest.rows_fingerprint)):
-        if found != record["rows_fingerprint"]:
-            raise RunError(
-                f"{folder}: {name} is of rows {found}, run.json of {record['rows_fingerprint']}; expected the same; run the teacher again"
-            )
-    text_format = load_text_format(folder)
-    texts = [render(example, text_format) for example in examples]
-    target = Target(record, text_format, features.manifest.ids, texts, features.vectors, assign_split(texts, config.split))
-    for part in ("train", "validation", "test"):
-        if target.parts.count(part) < MINIMUM_ROWS:
-            raise DataError(
-                f"{folder}: {target.parts.count(part)} of {len(texts)} rows fall to {part}, expected at least {MINIMUM_ROWS}; give more rows"
-            )
+    record, text_format = open_run(folder, "teacher"), load_text_format(folder)
+    place = folder / "features" / f"seed-{record['seeds'][0]}"
+    if config.asks == "queries" and "queries_fingerprint" not in record:
+        raise RunError(f"{folder}: has no queries; expected some with asks: queries; run the teacher with queries, or let rows ask")
+    if config.asks == "rows" and not record.get("rows_ask", True):
+        raise RunError(f"{folder}: was made of scores, which do not say what a row asks for; expected asks: queries; set it")
+    manifest, asking, vectors = load_row_vectors(place)
+    texts = _render_side(folder, "rows", manifest, record, text_format)
+    if config.asks == "rows":
+        rows = Side(manifest.ids, texts, vectors, assign_split(texts, config.split))
+        askers = replace(rows, vectors=asking)
+    else:
+        queries = load_features(place / "queries")
+        query_texts = _render_side(folder, "queries", queries.manifest, record, text_format)
+        parts = assign_split([*texts, *query_texts], config.split)  # together, so that a query and its near-copy share a part
+        rows = Side(manifest.ids, texts, vectors, parts[: len(texts)])
+        askers = Side(queries.manifest.ids, query_texts, queries.as_queries, parts[len(texts) :])
+    target = Target(record, text_format, askers, rows, rows_ask=config.asks == "rows")
+    for name, side in target.sides.items():
+        for part in ("train", "validation", "test"):
+            count = side.parts.count(part)
+            if count < MINIMUM_ROWS:
+                raise DataError(
+                    f"{folder}: {count} of {len(side.parts)} {name} fall to {part}, expected at least {MINIMUM_ROWS}; give more {name}"
+                )
     return target
 
 
 def shuffle_targets(target: Target, seed: int) -> Target:
-    """Give every training and validation row the features of another row of its side; test rows keep theirs.
+    """Give every training and validation row (or query) the vector of another one of its part; test rows keep theirs.
 
     Validation rows too: the best epoch is chosen on them, and a choice by the true ranking would let the truth back in.
+    Where rows ask, both sides are of the same parts, hence in the same new order: a row gets both vectors of the same other row.
     """
-    features = target.features.copy()
+    return replace(target, askers=_shuffle(target.askers, seed), rows=_shuffle(target.rows, seed))
+
+
+def _shuffle(side: Side, seed: int) -> Side:
+    vectors = side.vectors.copy()
     for stream, part in enumerate(("train", "validation"), start=1):
-        rows = np.flatnonzero(np.array(target.parts) == part)
-        order = np.random.default_rng([seed, 0, stream]).permutation(rows)  # three numbers: epochs draw from [seed, epoch]
-        features[order] = target.features[np.roll(order, 1)]  # one cycle through the side, so that no row keeps its own
-    return replace(target, features=features)
+        places = np.flatnonzero(np.array(side.parts) == part)
+        order = np.random.default_rng([seed, 0, stream]).permutation(places)  # three numbers: epochs draw from [seed, epoch]
+        vectors[order] = side.vectors[np.roll(order, 1)]  # one cycle through the part, so that none keeps its own
+    return replace(side, vectors=vectors)
 
 
 def distil(config: StudentConfig, target: Target, folder: Path) -> tuple[SentenceTransformer, KeepBest]:
@@ -130,16 +166,16 @@ def distil(config: StudentConfig, target: Target, folder: Path) -> tuple[Sentenc
     seed_everything(config.seed, verbose=False)
     if config.shuffle_target:
         target = shuffle_targets(target, config.seed)
-    texts, features = target.of("train")
-    encoder = load_encoder(config.encoder, texts, config.seed)
+    pairs = target.of("train")
+    encoder = load_encoder(config.encoder, pairs.every_text, config.seed)
     save_encoder(encoder, folder / "initial_encoder")
     save_text_format(folder / "initial_encoder", target.text_format)
-    sides = ", ".join(f"{target.parts.count(part)} {part}" for part in ("train", "validation", "test"))
-    print(
-        f"student: {sides} rows; {truncated_share(encoder, target.texts):.1%} of the texts are longer than {encoder.max_seq_length} tokens"
-    )
-    best = KeepBest(*target.of("validation"), config.patience)
-    data = DistillationData(texts, features, partial(tokenize, encoder), config.recipe, config.seed)
+    for name, side in target.sides.items():
+        counts = ", ".join(f"{side.parts.count(part)} {part}" for part in ("train", "validation", "test"))
+        longer = truncated_share(encoder, side.texts)
+        print(f"student: {counts} {name}; {longer:.1%} of the texts are longer than {encoder.max_seq_length} tokens")
+    best = KeepBest(target.of("validation"), config.patience)
+    data = DistillationData(pairs, partial(tokenize, encoder), config.recipe, config.seed)
     trainer = make_trainer(
         config.trainer,
         folder,
@@ -156,5 +192,11 @@ def distil(config: StudentConfig, target: Target, folder: Path) -> tuple[Sentenc
     return encoder, best
 
 
-def _write_split(folder: Path, target: Target) -> None:
-    pq.write_table(pa.table({"id": list(target.ids), "part": list(target.parts)}), folder / "split.parquet")
+def _render_side(folder: Path, name: str, manifest: Manifest, record: dict[str, Any], text_format: TextFormat) -> list[str]:
+    """Return the texts of rows or queries, in the order of their features."""
+    examples = load_examples(folder / f"{name}.parquet")
+    expected = record[f"{name}_fingerprint"]
+    for what, found in ((f"{name}.parquet", fingerprint(examples)), ("features", manifest.rows_fingerprint)):
+        if found != expected:
+            raise RunError(f"{folder}: {what} is of {name} {found}, run.json of {expected}; expected the same; run the teacher again")
+    return [render(example, text_format) for example in examples]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from influcoder.errors import ConfigError
 from influcoder.program import parse_config
 
 CLASSES = {
@@ -33,9 +35,17 @@ def config_class(stage: str) -> type[Any]:
     return found
 
 
+def asked_of(name: str) -> list[str]:
+    """Environment variables that a config asks for and has no default for; its comments aside."""
+    lines = (line.partition("#")[0] for line in (CONFIGS / name).read_text().splitlines())
+    return [variable for line in lines for variable in re.findall(r"\$\{(\w+)\}", line)]
+
+
 @pytest.mark.parametrize("name", FILES)
-def test_the_file_is_a_config_of_its_stage(name: str, tmp_path: Path) -> None:
+def test_the_file_is_a_config_of_its_stage(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = stage_of(name)
+    for variable in asked_of(name):
+        monkeypatch.setenv(variable, "rows.jsonl")
     found, resolved = parse_config(config_class(stage), [str(CONFIGS / name)], stage)
     (tmp_path / "config.yaml").write_text(resolved)
     again, resolved_again = parse_config(config_class(stage), [str(tmp_path / "config.yaml")], stage)
@@ -43,12 +53,20 @@ def test_the_file_is_a_config_of_its_stage(name: str, tmp_path: Path) -> None:
     assert resolved_again == resolved
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if asked_of(name)])
+def test_rows_of_ones_own_are_asked_for_by_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in asked_of(name):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(ConfigError, match=r"\$\{ROWS\}: that environment variable is not set"):
+        parse_config(config_class(stage_of(name)), [str(CONFIGS / name)], stage_of(name))
+
+
 @pytest.mark.parametrize("folder", sorted(path.name for path in CONFIGS.iterdir() if path.is_dir()))
 def test_no_folder_is_empty(folder: str) -> None:
     assert any(name.startswith(f"{folder}/") for name in FILES), f"configs/{folder} holds no YAML file"
 
 
-@pytest.mark.parametrize("folder", ["demo", "bench"])
-def test_the_demo_and_the_real_run_have_every_stage(folder: str) -> None:
+@pytest.mark.parametrize("folder", ["demo", "bench", "gpu", "paper"])
+def test_the_folder_has_every_stage(folder: str) -> None:
     stages = {stage_of(name) for name in FILES if name.startswith(f"{folder}/")}
     assert stages >= {"teacher", "student", "eval"}

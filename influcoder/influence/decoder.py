@@ -58,7 +58,9 @@ class DecoderConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """weights' type; per-row gradients are summed in float32 either way"""
     device: str = "auto"
-    """auto takes a GPU when there is one"""
+    """auto takes a GPU when there is one, under torchrun the process's own"""
+    device_map: str | None = None
+    """spread a model larger than one GPU over several: auto, balanced or sequential (Hugging Face accelerate); takes the place of `device`"""
     chat_template: str | None = None
     """Jinja template that turns messages into text; null takes the tokenizer's own, and without one prompt, newline, response"""
     trust_remote_code: bool = False
@@ -67,6 +69,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.fresh is None):
             raise ConfigError("decoder: give exactly one of `path` and `fresh`")
+        if self.fresh is not None and self.device_map is not None:
+            raise ConfigError("decoder: device_map is for a large model by `path`; a fresh decoder is small")
         if self.fresh is not None and self.adapter is not None:
             raise ConfigError("decoder: an adapter belongs to the `path` it was trained on, not to a fresh decoder")
 
@@ -106,7 +110,7 @@ def load_decoder(config: DecoderConfig, examples: Sequence[Example], seed: int) 
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=config.trust_remote_code)
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                config.path, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code
+                config.path, dtype=getattr(torch, config.dtype), device_map=config.device_map, trust_remote_code=config.trust_remote_code
             )
             if config.adapter is not None:
                 from peft import PeftModel
@@ -121,7 +125,8 @@ def load_decoder(config: DecoderConfig, examples: Sequence[Example], seed: int) 
         decoder = Decoder(model, tokenizer, int(getattr(model.config, "max_position_embeddings", 2048)))
     if config.chat_template is not None:
         decoder.tokenizer.chat_template = config.chat_template
-    decoder.model.to(resolve_device(config.device))  # type: ignore[arg-type]  # transformers' stub of `to`
+    if config.device_map is None:
+        decoder.model.to(resolve_device(config.device))  # type: ignore[arg-type]  # transformers' stub of `to`
     return decoder
 
 

@@ -8,22 +8,42 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from influcoder.errors import ConfigError
+from influcoder.influence.capture import as_layer
 from influcoder.influence.decoder import Decoder
 from influcoder.influence.tokens import TokenizedRow, pad, pad_token_id, row_losses, token_batches
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """A LoRA on every linear layer but the output layer: what is trained, and then the gradient space."""
+
+    rank: int = 16
+    alpha: float | None = None
+    """null is 2 * rank"""
+    dropout: float = 0.0
+    """while training; gradients are taken without"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """AdamW with linear warm-up and decay."""
+
+    adapter: AdapterConfig | None = None
+    """train a LoRA adapter, as LESS does; null trains all weights"""
+    share: float = 1.0
+    """share of the rows, drawn by the seed, that is trained on; LESS warms up on .05"""
+    checkpoints: int = 1
+    """points saved at equal distances, with Adam's moments; tracin and less ask all of them"""
 
     epochs: int = 2
     """passes over the pool"""
@@ -38,6 +58,10 @@ class FinetuneConfig:
     """order of the batches"""
 
     def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or self.checkpoints < 1:
+            raise ConfigError(
+                f"finetune: share {self.share}, checkpoints {self.checkpoints}; expected a share in (0, 1], at least 1 checkpoint"
+            )
         if self.epochs < 1 or self.learning_rate <= 0 or not 0 <= self.warmup_share <= 1 or self.max_batch_tokens < 1:
             raise ConfigError(
                 f"finetune: epochs {self.epochs}, learning_rate {self.learning_rate}, warmup_share {self.warmup_share}, "
@@ -80,6 +104,29 @@ class _ShuffledBatches:
 
     def __len__(self) -> int:
         return len(self.batches)
+
+
+def add_adapter(decoder: Decoder, config: AdapterConfig, seed: int) -> Decoder:
+    """Return the decoder with a fresh LoRA, the only thing that asks for gradients."""
+    head = decoder.model.get_output_embeddings()
+    names = [name for name, module in decoder.model.named_modules() if as_layer(module) is not None and module is not head]
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=int(config.alpha or 2 * config.rank),
+        lora_dropout=config.dropout,
+        target_modules=names,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted = cast(PreTrainedModel, get_peft_model(decoder.model, settings))
+    return Decoder(adapted, decoder.tokenizer, decoder.max_tokens)
+
+
+def drawn_share(rows: Sequence[TokenizedRow], config: FinetuneConfig) -> list[TokenizedRow]:
+    """Return the rows that are trained on, in their order."""
+    count = max(1, round(config.share * len(rows)))
+    return [rows[place] for place in sorted(random.Random(config.seed).sample(range(len(rows)), count))]
 
 
 def finetune(decoder: Decoder, rows: Sequence[TokenizedRow], config: FinetuneConfig, trainer: Trainer) -> None:

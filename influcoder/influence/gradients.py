@@ -1,119 +1,260 @@
-"""From tokenised rows to projected per-row gradients: the paper's teacher (Influcoder, arXiv 2606.13668, section 3).
+"""From tokenised rows to projected per-row gradients, as many projection seeds as wanted from one pass.
 
-A fresh LoRA has B = 0, hence dL/dA = 0 exactly and dL/dB = (alpha / r) sum_t delta_t (A x_t)^T: only B's gradient carries
-information, and A is a seeded random projection of the layer's input. So no adapter is attached: the base layer's (x, delta)
-give the gradient of as many fresh adapters (seeds) as wanted in one pass. A trained PEFT adapter has both halves:
-its own A and B layers are captured as they are. Either way the blocks are CountSketched into `dim` coordinates.
+A fresh LoRA has B = 0, hence dL/dA = 0 exactly and dL/dB ~ sum_t delta_t (A x_t)^T: only B's gradient carries information, and A
+is a random projection of the layer's input (the paper's teacher, Influcoder, arXiv 2606.13668, section 3). So no adapter is
+attached: the base layer's (x, delta) give the gradient of any number of fresh adapters. Projecting delta as well gives LoGra
+(arXiv 2405.13954, section 3); neither, the whole gradient. A trained PEFT adapter's A and B are layers like any other, taken whole.
+
+    x (B, T, I) -> P_in x      delta (B, T, O) -> P_out delta      block = sum_t delta x^T      sketch, or blocks side by side
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from influcoder.errors import ConfigError
-from influcoder.influence.capture import capture_linear, outer_sum
+from influcoder.influence.basis import Basis
+from influcoder.influence.capture import Layer, capture, frozen, gradient_layers, outer_sum
 from influcoder.influence.decoder import Decoder
-from influcoder.influence.projection import CountSketch, lora_a
+from influcoder.influence.projection import Sketch, SparseSketch, draw_sketch, factor
 from influcoder.influence.tokens import TokenizedRow, pad, pad_token_id, row_losses, token_batches
+
+Transform = Callable[[str, Tensor], Tensor]
+"""of a layer's whole per-row gradients (B, O, I), before they are projected: an optimiser's direction in their place"""
+TINY = 1e-30
+"""squared length below which a layer's gradient counts as none"""
+MAX_DIM = 1 << 22
+"""coordinates a row above which a setting is a mistake: 8 MB a row"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientConfig:
     """The gradient space and its projection."""
 
-    rank: int = 64
-    """rank of the fresh LoRA; higher is less noisy (seed-to-seed agreement .74 at 16, .93 at 64 on a 6M decoder)"""
-    alpha: float | None = None
-    """LoRA's alpha; null is 2 * rank as in the paper. Unit features do not depend on it, their norms do"""
-    dim: int = 16384
-    """coordinates of the sketch; bytes a row = 2 * dim"""
+    rank: int | None = 16
+    """rows of the matrix that reduces a layer's input, the rank of a fresh LoRA; null keeps the input whole"""
+    output_rank: int | None = None
+    """the same for a layer's output (LoGra); null keeps the output whole"""
+    factors: Literal["leading", "random"] = "leading"
+    """rows of those matrices: the leading directions of a sample of rows (little noise, a little bias), or random as in a fresh LoRA"""
+    sketch: Literal["count_sketch", "sjlt", "rademacher", "gaussian", "none"] = "count_sketch"
+    """how the layers' blocks become one vector; none puts them side by side, which per-layer preconditioners need"""
+    dim: int = 65536
+    """coordinates of the sketch; bytes a row = 2 * dim; without a sketch the layers decide"""
     max_batch_tokens: int = 4096
-    """padded tokens a batch"""
+    """padded tokens a batch; halved when memory runs out"""
     shard_rows: int = 256
     """rows a shard: what a kill can lose"""
+    checkpointing: bool = False
+    """gradient checkpointing: less memory, about a third more time"""
 
     def __post_init__(self) -> None:
-        for name in ("rank", "dim", "max_batch_tokens", "shard_rows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"gradients.{name}: {getattr(self, name)}; expected at least 1")
-
-
-def gradient_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return the layers whose gradients are taken: a PEFT adapter's A and B, else every Linear but the output layer.
-
-    Raises:
-        ConfigError: when there is none.
-    """
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    adapter = {name: module for name, module in linear.items() if ".lora_A." in name or ".lora_B." in name}
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    found = adapter or {name: module for name, module in linear.items() if module is not head}
-    if not found:
-        raise ConfigError(f"{type(model).__name__}: no nn.Linear layers to take gradients of; expected a transformer with Linear layers")
-    return found
+        for name in ("rank", "output_rank", "dim", "max_batch_tokens", "shard_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"gradients.{name}: {value}; expected at least 1")
 
 
 class GradientProjector:
-    """Projects the gradients of one decoder; one sketch a seed. Draws nothing anew: same seed, same projection."""
+    """Projects the gradients of one decoder; one vector a seed. Draws nothing anew: same seed, same projection."""
 
-    def __init__(self, decoder: Decoder, config: GradientConfig, seeds: Sequence[int]) -> None:
-        self.decoder, self.config, self.seeds = decoder, config, tuple(seeds)
-        self.layers = gradient_layers(decoder.model)
-        fresh = not any(".lora_A." in name for name in self.layers)
-        self.scale = (config.alpha or 2 * config.rank) / config.rank if fresh else 1.0
-        device = decoder.device
-        self.a: dict[str, Tensor] = {}
-        self.sketches: dict[str, list[CountSketch]] = {}
-        for name, layer in self.layers.items():
-            inputs = config.rank if fresh else layer.in_features
-            if fresh:
-                self.a[name] = torch.cat([lora_a(layer.in_features, config.rank, seed, name) for seed in self.seeds]).to(device)
-            self.sketches[name] = [CountSketch.draw(layer.out_features * inputs, config.dim, seed, name).to(device) for seed in self.seeds]
+    def __init__(
+        self,
+        decoder: Decoder,
+        config: GradientConfig,
+        seeds: Sequence[int],
+        *,
+        layers: Mapping[str, Layer] | None = None,
+        bases: Sequence[Basis] = (),
+        unit_layers: bool = False,
+        transform: Transform | None = None,
+    ) -> None:
+        """Draw the projections.
+
+        Args:
+            decoder: whose gradients.
+            config: space and projection.
+            seeds: of the projection.
+            layers: `self_check.usable_layers` of the decoder; by default all that `gradient_layers` finds.
+            bases: for `factors: leading`, one a seed.
+            unit_layers: scale each layer's projected gradient of a row to length 1, so that every layer's cosine counts alike;
+                the sum is scaled to the whole gradient's length.
+            transform: what replaces a layer's whole gradient before it is projected.
+
+        Raises:
+            ConfigError: when a row would have too many coordinates.
+        """
+        self.decoder, self.config, self.seeds, self.transform = decoder, config, tuple(seeds), transform
+        self.unit_layers = unit_layers
+        self.layers = dict(layers) if layers is not None else gradient_layers(decoder.model)
+        adapter = any(".lora_A." in name for name in self.layers)
+        if config.factors == "random" or adapter:  # an adapter's blocks are small already
+            bases = ()
+        elif len(bases) != len(self.seeds) and (config.rank or config.output_rank):
+            raise ConfigError(
+                f"gradients.factors: leading, with {len(bases)} bases; expected one of basis.fit_basis a seed; or take factors: random"
+            )
+        self.bases = tuple(bases)
+        self.maps = {
+            name: [_LayerMap.draw(name, layer, config, seed, basis, whole=adapter) for seed, basis in zip_longest(self.seeds, self.bases)]
+            for name, layer in self.layers.items()
+        }
+        self.blocks = tuple(maps[0].size for maps in self.maps.values())
+        """coordinates of each layer's projected gradient"""
+        self.dim = config.dim if config.sketch != "none" else sum(self.blocks)
+        if self.dim > MAX_DIM:
+            raise ConfigError(
+                f"gradients: {self.dim:,} coordinates a row; expected at most {MAX_DIM:,}; lower rank or output_rank, or take a sketch"
+            )
+        starts = torch.tensor((0, *self.blocks)).cumsum(0).tolist()
+        self.starts = dict(zip(self.layers, starts, strict=False))
+        if config.checkpointing:
+            decoder.model.gradient_checkpointing_enable({"use_reentrant": True})
+
+    def transformed(self, transform: Transform | None) -> GradientProjector:
+        """Return the same projection behind another transform."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that the projections hold."""
+        return sum(layer_map.held_bytes for maps in self.maps.values() for layer_map in maps)
 
     def project(self, rows: Sequence[TokenizedRow]) -> Tensor:
-        """Return the sketched gradients of one batch, `(seeds, B, dim)` float32; each row's gradient is that of its own mean loss."""
-        sketch = torch.zeros(len(self.seeds), self.config.dim, len(rows), device=self.decoder.device)
+        """Return the projected gradients of one batch, `(seeds, B, dim)` float32; each row's gradient is that of its own mean loss."""
+        sums: dict[torch.device, _Sum] = {}  # a decoder may be spread over devices: each sums up its own layers
 
         def consume(name: str, x: Tensor, delta: Tensor) -> None:
-            count = len(self.seeds)
-            projected = (x @ self.a[name].to(x.dtype).T).chunk(count, dim=-1) if name in self.a else (x,) * count
-            for place, (inputs, count_sketch) in enumerate(zip(projected, self.sketches[name], strict=True)):
-                count_sketch.add_to(sketch[place], outer_sum(inputs, delta))
+            if delta.device not in sums:
+                sums[delta.device] = self._empty(len(rows), delta.device)
+            self._add(sums[delta.device], name, x, delta)
 
         input_ids, attention_mask, response_mask = pad(rows, pad_token_id(self.decoder.tokenizer), self.decoder.device)
-        with frozen(self.decoder.model), capture_linear(self.layers.items(), consume), torch.enable_grad():
+        with frozen(self.decoder.model), capture(self.layers, consume), torch.enable_grad():
             row_losses(self.decoder.model, input_ids, attention_mask, response_mask).sum().backward()
-        return sketch.transpose(1, 2) * self.scale
+        first, *others = (part.to(self.decoder.device) for part in sums.values())
+        return self._scaled(sum(others, first))
 
-    def project_all(self, rows: Sequence[TokenizedRow]) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield `(positions, (seeds, B, dim))` over length-sorted batches of at most `max_batch_tokens`."""
-        for positions in token_batches(rows, self.config.max_batch_tokens):
+    def project_all(self, rows: Sequence[TokenizedRow], max_batch_tokens: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield `(positions, (seeds, B, dim))` over length-sorted batches of at most `max_batch_tokens` (the config's by default)."""
+        for positions in token_batches(rows, max_batch_tokens or self.config.max_batch_tokens):
             yield positions, self.project([rows[position] for position in positions])
 
+    def project_dense(self, gradients: dict[str, Tensor]) -> Tensor:
+        """Return the projection `(seeds, B, dim)` of whole gradients by layer, each (B, O, I): the slow way to the same vectors."""
+        first = next(iter(gradients.values()))
+        total = self._empty(len(first), first.device)
+        for name, gradient in gradients.items():
+            self._add_whole(total, name, gradient)
+        return self._scaled(total)
 
-class frozen:
-    """While the block runs: eval mode, no weight asks for its gradient, the embeddings do, so that deltas flow.
+    def _empty(self, count: int, device: torch.device) -> _Sum:
+        return _Sum(torch.zeros(len(self.seeds), count, self.dim, device=device), torch.zeros(len(self.seeds), count, device=device))
 
-    Weight gradients are a third of a training step and are summed over rows: of no use here.
-    """
+    def _add(self, total: _Sum, name: str, x: Tensor, delta: Tensor) -> None:
+        if self.transform is not None:
+            self._add_whole(total, name, outer_sum(x, delta))
+            return
+        for place, layer_map in enumerate(self.maps[name]):
+            layer_map.to(delta.device)
+            self._put(total, place, name, outer_sum(layer_map.reduce_input(x), layer_map.reduce_output(delta)))
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def _add_whole(self, total: _Sum, name: str, gradient: Tensor) -> None:
+        if self.transform is not None:
+            gradient = self.transform(name, gradient)
+        for place, layer_map in enumerate(self.maps[name]):
+            layer_map.to(gradient.device)
+            reduced = layer_map.reduce_output(layer_map.reduce_input(gradient).transpose(1, 2)).transpose(1, 2)
+            self._put(total, place, name, reduced)
 
-    def __enter__(self) -> None:
-        self.training = self.model.training
-        self.required = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.model.eval()
-        self.model.requires_grad_(False)
-        embeddings = self.model.get_input_embeddings()  # type: ignore[operator]  # every PreTrainedModel has it
-        self.handle = embeddings.register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
+    def _put(self, total: _Sum, place: int, name: str, block: Tensor) -> None:
+        layer_map, start, flat = self.maps[name][place], self.starts[name], block.flatten(1)
+        if self.unit_layers:
+            squares = flat.square().sum(1)
+            total.squares[place] += squares
+            flat = flat * squares.clamp_min(TINY).rsqrt()[:, None]
+        if layer_map.sketch is None:
+            total.vectors[place, :, start : start + layer_map.size] += flat
+        else:
+            layer_map.sketch.add_to(total.vectors[place], flat)
 
-    def __exit__(self, *details: object) -> None:
-        self.handle.remove()
-        for parameter in self.required:
-            parameter.requires_grad_(True)
-        self.model.train(self.training)
+    def _scaled(self, total: _Sum) -> Tensor:
+        if not self.unit_layers:
+            return total.vectors
+        return torch.nn.functional.normalize(total.vectors, dim=2, eps=TINY) * total.squares.sqrt()[..., None]
+
+
+@dataclass
+class _Sum:
+    """Sums over layers."""
+
+    vectors: Tensor
+    """(seeds, B, dim)"""
+    squares: Tensor
+    """(seeds, B) squared lengths of the projected gradients, kept with `unit_layers`"""
+
+    def to(self, device: torch.device) -> _Sum:
+        return _Sum(self.vectors.to(device), self.squares.to(device))
+
+    def __add__(self, other: _Sum) -> _Sum:
+        return _Sum(self.vectors + other.vectors, self.squares + other.squares)
+
+
+@dataclass
+class _LayerMap:
+    """One layer's projection under one seed."""
+
+    input: Tensor | None
+    """(rank, I)"""
+    output: Tensor | None
+    """(output_rank, O)"""
+    size: int
+    """coordinates of the block"""
+    sketch: Sketch | None
+
+    @staticmethod
+    def draw(name: str, layer: Layer, config: GradientConfig, seed: int, basis: Basis | None, *, whole: bool) -> _LayerMap:
+        inputs, outputs = layer.in_features, layer.out_features
+        first = last = None
+        if not whole:
+            first = _factor(config.rank, inputs, seed, f"input:{name}", basis.inputs.get(name) if basis else None)
+            last = _factor(config.output_rank, outputs, seed, f"output:{name}", basis.outputs.get(name) if basis else None)
+        size = (inputs if first is None else len(first)) * (outputs if last is None else len(last))
+        device = layer.weight.device
+        made = _LayerMap(first, last, size, None)
+        if config.sketch != "none":
+            made.sketch = draw_sketch(config.sketch, size, config.dim, seed, name, device)
+        made.to(device)
+        return made
+
+    @property
+    def held_bytes(self) -> int:
+        factors = sum(4 * matrix.numel() for matrix in (self.input, self.output) if matrix is not None)
+        return factors + (self.sketch.buckets.numel() * 12 if isinstance(self.sketch, SparseSketch) else 0)
+
+    def to(self, device: torch.device) -> None:
+        """Bring it to where the layer's gradients are; nothing when it is there."""
+        self.input = None if self.input is None else self.input.to(device)
+        self.output = None if self.output is None else self.output.to(device)
+
+    def reduce_input(self, x: Tensor) -> Tensor:
+        return x if self.input is None else x @ self.input.T.to(x.dtype)
+
+    def reduce_output(self, delta: Tensor) -> Tensor:
+        return delta if self.output is None else delta @ self.output.T.to(delta.dtype)
+
+
+def _factor(rank: int | None, features: int, seed: int, name: str, leading: Tensor | None) -> Tensor | None:
+    """Return the matrix of one side of one layer; None where it would not reduce anything."""
+    if rank is None or rank >= features:
+        return None
+    return factor(rank, features, seed, name) if leading is None else leading[:rank]

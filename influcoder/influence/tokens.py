@@ -81,10 +81,14 @@ def pad(rows: Sequence[TokenizedRow], pad_token_id: int, device: torch.device) -
 
 
 def row_losses(model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
-    """Return each row's mean cross-entropy (nats) over its response tokens, `(B,)`; inputs are (B, T)."""
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1].float()
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), input_ids[:, 1:], reduction="none")
-    mask = response_mask[:, 1:]
+    """Return each row's mean cross-entropy (nats) over its response tokens, `(B,)`; inputs are (B, T).
+
+    Logits are asked from the first position on that predicts a response: the rest are nobody's loss, and a large vocabulary is dear.
+    """
+    kept = input_ids.shape[1] - int(response_mask.argmax(1).min()) + 1
+    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=kept).logits[:, :-1].float()
+    targets, mask = input_ids[:, 1 - kept :], response_mask[:, 1 - kept :]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
     return (losses * mask).sum(1) / mask.sum(1)
 
 

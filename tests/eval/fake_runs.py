@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from eval.config import EvalConfig, GateConfig, GroupConfig, TaskConfig
 from influcoder.examples import Example, Turn, fingerprint, write_examples
 from influcoder.features import Manifest, create_store, write_shard
 from influcoder.influence.decoder import Decoder, FreshDecoder, make_fresh_decoder
+from influcoder.influence.gradients import GradientConfig
 from influcoder.readers import DataSource
 from influcoder.runs import create_run
 from influcoder.scores import Scores, save_scores
@@ -185,7 +186,9 @@ def make_teacher(
             "decoder_fingerprint": "d" * 16,
             "rows_fingerprint": fingerprint(rows),
             "decoder_path": "decoder",
-            "rank": rank,
+            "queries_fingerprint": fingerprint(queries),
+            "gradients": asdict(GradientConfig(rank=rank, dim=vectors.shape[2], factors="random")),
+            "normalise": "unit",
             "dim": vectors.shape[2],
         }
 

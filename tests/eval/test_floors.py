@@ -54,6 +54,13 @@ def test_bm25_equals_a_loop_over_words_with_stop_words_and_digits_kept() -> None
     np.testing.assert_allclose(scores.asked[0], expected, rtol=1e-5)
 
 
+def test_bm25_of_responses_looks_at_nothing_else() -> None:
+    corpus = [row.response.lower().split() for row in ROWS]
+    scores = bm25_scores(JUDGED, response_only=True)
+    expected = [[lucene(query, document, corpus) for document in corpus] for query in (*corpus[:2], ["seven"], ["quuux"])]
+    np.testing.assert_allclose(scores.asked[0], expected, rtol=1e-5)
+
+
 def test_bm25_scores_every_row_those_without_a_common_word_by_zero() -> None:
     (scores,) = bm25_scores(JUDGED).asked
     assert scores[1, 4] == 0

@@ -48,7 +48,7 @@ from tests.eval.fake_runs import (
     parts_of_fold,
 )
 
-FLOORS = {"untrained_encoder", "query_blind", "bm25", "rep_sim", "rep_sim_mean", "loss", "length", "random"}
+FLOORS = {"untrained_encoder", "query_blind", "bm25", "bm25_response", "rep_sim", "rep_sim_mean", "loss", "length", "random"}
 BLIND = ("query_blind", "length", "loss")
 OWN = {"teacher", "loss", "length", "random"}
 """methods that know what a row does to itself"""
@@ -409,7 +409,7 @@ def test_every_row_is_judged_once_by_the_run_that_has_not_seen_it(cross_fitted: 
     for folder in map(Path, done.runs.cross_fitted):
         seed, fold = int(folder.name.split("-")[1]), int(folder.name.split("-")[3])
         ids = [name for name in rows if fold_of[name] == fold]
-        encoded, stored = encode(folder / "encoder", [rows[name] for name in ids]), features.select(ids)
+        encoded, stored = encode(folder / "encoder", [rows[name] for name in ids]), features.vectors[features.places(ids)]
         ranked = [place for place, name in enumerate(ids) if name not in asking]
         mine = {row["query_id"]: row["spearman"] for row in per_query if (row["seed"], row["fold"]) == (seed, fold)}
         assert len(mine) == 4 and len(ranked) == 16
@@ -579,8 +579,8 @@ def test_rows_features_and_text_formats_of_something_else_are_refused(runs: Runs
         run(runs.config(), "")
     text_format.write_text(original)
     make_features(runs.folder / "others", make_rows(40, "row", seed=9), np.eye(40, DIM, dtype=np.float32) + 1, 0)
-    manifest = teacher / "features" / "seed-0" / "rows" / "manifest.json"
-    manifest.write_text((runs.folder / "others" / "manifest.json").read_text())
+    shutil.rmtree(teacher / "features" / "seed-0" / "rows")
+    shutil.copytree(runs.folder / "others", teacher / "features" / "seed-0" / "rows")
     with pytest.raises(RunError, match=r"seed-0/rows: features of rows \w+, expected \w+"):
         run(runs.config(), "")
     write_examples(teacher / "rows.parquet", runs.rows[::-1])
@@ -635,7 +635,9 @@ def test_queries_that_the_teacher_does_not_know_fail_the_run(runs: Runs) -> None
 def gradients(decoder: Decoder, rows: Sequence[Example], rank: int, dim: int) -> NDArray[np.float32]:
     """Return (2, N, dim): the rows' projected gradients under seeds 0 and 1, as the teacher takes them."""
     vectors = np.empty((2, len(rows), dim), np.float32)
-    for positions, sketches in GradientProjector(decoder, GradientConfig(rank=rank, dim=dim), [0, 1]).project_all(tokenize(rows, decoder)):
+    for positions, sketches in GradientProjector(decoder, GradientConfig(rank=rank, dim=dim, factors="random"), [0, 1]).project_all(
+        tokenize(rows, decoder)
+    ):
         vectors[:, positions] = sketches.numpy()
     return vectors
 
@@ -697,7 +699,7 @@ def test_every_gate_that_fails_is_named(runs: Runs) -> None:
     "changes",
     [
         {"num_queries": 0}, {"top": 0}, {"bootstrap_draws": 0}, {"cost_rows": 0}, {"student": ()}, {"compare": {"other": ()}},
-        {"compare": {"bm25": ("x",)}}, {"compare": {"loss": ("x",)}},
+        {"compare": {"bm25": ("x",)}}, {"compare": {"loss": ("x",)}}, {"teachers": {"bm25_response": "x"}},
         {"tasks": {"Poison 1": TaskConfig(rows=DataSource(paths=("x",)))}},
     ],
 )  # fmt: skip
@@ -733,3 +735,41 @@ def test_a_yaml_file_gives_the_config(tmp_path: Path) -> None:
     assert (config.top, config.wandb_project) == (3, None)
     path.write_text(resolved)
     assert parse_config(EvalConfig, [str(path)], "eval") == (config, resolved)
+
+
+def test_another_teacher_stands_beside_with_its_own_scores(runs: Runs) -> None:
+    """The teacher's own scores once more under another name: the figures of the teacher, against itself a correlation of 1."""
+    other = runs.copy("other-teacher", "teacher", method="tracin", passes=3)
+    done = finish(runs, teachers={"tracin": other})
+    methods = done.summary["methods"]
+    assert methods["tracin"]["role"] == "reference"
+    seeds = [methods["teacher"]["metrics"]["poison_auprc"]["mean"], methods["teacher_second_seed"]["metrics"]["poison_auprc"]["mean"]]
+    assert methods["tracin"]["metrics"]["poison_auprc"]["mean"] == pytest.approx(np.mean(seeds), abs=1e-9)
+    ceiling = methods["teacher_second_seed"]["metrics"]["per_query_spearman"]["mean"]
+    assert methods["tracin"]["metrics"]["per_query_spearman"]["mean"] == pytest.approx((1 + ceiling) / 2, abs=1e-3)
+    assert methods["tracin"]["cost"]["seconds_per_1000"] > 0
+
+
+def test_another_teacher_of_other_rows_is_refused(runs: Runs) -> None:
+    other = runs.copy("other-teacher", "teacher", queries_fingerprint="f" * 16)
+    with pytest.raises(RunError, match=r"teachers.less: .*other-teacher: queries_fingerprint is 'f{16}', but .* has '\w+'") as caught:
+        run(runs.config(teachers={"less": other}), "")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_without_a_decoder_is_judged_without_what_needs_one(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    edit_record(runs.folder / "teacher", decoder_path=None)
+    done = finish(runs, gates=GateConfig())
+    assert "the gates `trained` and `randomised` are not asked" in capsys.readouterr().out
+    assert not {"rep_sim", "rep_sim_mean", "loss"} & set(done.summary["methods"])
+    assert set(done.summary["gates"]) == {"cardinality"}
+    assert done.summary["methods"]["teacher"]["cost"] is None
+
+
+def test_runs_whose_rows_do_not_ask_are_refused(runs: Runs) -> None:
+    student = runs.copy("asking-queries", asks="queries")
+    with pytest.raises(RunError, match=r"a student of the teacher's queries \(asks: queries\)"):
+        run(runs.config(student=(student,)), "")
+    edit_record(runs.folder / "teacher", rows_ask=False)
+    with pytest.raises(RunError, match=r"made of scores of other queries, so that no row of it can ask"):
+        run(runs.config(), "")

@@ -94,7 +94,7 @@ def test_random_weights_agreement_and_losses_equal_a_loop_over_rows(teacher: Tea
     target = np.random.default_rng(0).normal(size=(judged.num_asking, len(judged.rows)))
     decoder = load_decoder(teacher.decoder_config("cpu"), [], seed=0)
     randomise_weights(decoder, seed=1)
-    projector = GradientProjector(decoder, GradientConfig(rank=4, dim=DIM), [0])
+    projector = GradientProjector(decoder, GradientConfig(rank=4, dim=DIM, factors="random"), [0])
     gradients = np.array([projector.project(tokenize([row], decoder))[0, 0].numpy() for row in judged.rows])
     cosines = gradients @ gradients.T / np.outer(np.linalg.norm(gradients, axis=1), np.linalg.norm(gradients, axis=1))
     fold = judged.folds[0]

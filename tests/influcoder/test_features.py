@@ -1,15 +1,33 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
+import influcoder.features
 from influcoder.errors import RunError
-from influcoder.features import Manifest, create_store, has_shard, load_features, read_manifest, write_shard
+from influcoder.features import (
+    Manifest,
+    create_store,
+    has_shard,
+    load_features,
+    load_row_vectors,
+    load_shard,
+    read_manifest,
+    remove_store,
+    write_shard,
+)
+from influcoder.runs import sha256_of_file
 
 MANIFEST = Manifest(
     ids=tuple(f"row-{row}" for row in range(10)),
@@ -28,12 +46,16 @@ def gradients() -> NDArray[np.float32]:
     return (np.random.default_rng(0).normal(size=(10, 32)) * scale).astype(np.float32)
 
 
+def write_store(folder: Path, manifest: Manifest, gradients: NDArray[np.float32]) -> None:
+    create_store(folder, manifest)
+    for shard in range(manifest.num_shards):
+        write_shard(folder, shard, gradients[manifest.rows_of(shard)])
+
+
 @pytest.fixture
 def store(tmp_path: Path, gradients: NDArray[np.float32]) -> Path:
-    create_store(tmp_path, MANIFEST)
-    for shard in range(MANIFEST.num_shards):
-        write_shard(tmp_path, shard, gradients[MANIFEST.rows_of(shard)])
-    return tmp_path
+    write_store(tmp_path / "store", MANIFEST, gradients)
+    return tmp_path / "store"
 
 
 def refusal(folder: Path) -> str:
@@ -57,11 +79,51 @@ def test_the_last_shard_may_be_shorter() -> None:
     assert replace(MANIFEST, shard_rows=5).num_shards == 2
 
 
-def test_select_follows_the_ids_asked_for(store: Path) -> None:
+def test_places_follow_the_ids_asked_for(store: Path) -> None:
     found = load_features(store)
-    np.testing.assert_array_equal(found.select(["row-7", "row-0", "row-7"]), found.vectors[[7, 0, 7]])
+    assert found.places(["row-7", "row-0", "row-7"]) == [7, 0, 7]
     with pytest.raises(RunError, match=r"features: no row 'x' \(2 of 3 ids are unknown\)"):
-        found.select(["row-7", "x", "y"])
+        found.places(["row-7", "x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("normalise", "rows_have_lengths", "queries_have_lengths"),
+    [("unit", False, False), ("layers", False, False), ("none", True, True), ("relatif", False, True)],
+)
+def test_lengths_count_on_the_sides_that_the_normalisation_says(
+    normalise: str, rows_have_lengths: bool, queries_have_lengths: bool, tmp_path: Path, gradients: NDArray[np.float32]
+) -> None:
+    manifest = replace(MANIFEST, normalise=normalise, dtype="float32")
+    write_store(tmp_path, manifest, gradients)
+    found, unit = load_features(tmp_path), gradients / np.linalg.norm(gradients, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.as_rows, gradients if rows_have_lengths else unit, rtol=1e-5)
+    np.testing.assert_allclose(found.as_queries, gradients if queries_have_lengths else unit, rtol=1e-5)
+
+
+def test_a_store_of_float32_keeps_what_float16_rounds(tmp_path: Path, gradients: NDArray[np.float32]) -> None:
+    errors = {}
+    for dtype in ("float16", "float32"):
+        manifest = replace(MANIFEST, dtype=dtype)
+        write_store(tmp_path / dtype, manifest, gradients)
+        vectors, norms = load_shard(tmp_path / dtype, manifest, 0)
+        assert vectors.dtype == dtype and norms.dtype == np.float32
+        errors[dtype] = np.abs(vectors.astype(np.float64) - gradients[:4] / np.linalg.norm(gradients[:4], axis=1, keepdims=True)).max()
+    assert errors["float32"] < 1e-7 < 1e-5 < errors["float16"]
+
+
+def test_rows_ask_with_the_store_beside_them(tmp_path: Path, gradients: NDArray[np.float32]) -> None:
+    write_store(tmp_path / "rows", replace(MANIFEST, normalise="none"), gradients)
+    manifest, asking, asked = load_row_vectors(tmp_path)
+    assert manifest.normalise == "none"
+    np.testing.assert_array_equal(asking, asked)
+    write_store(tmp_path / "rows_as_queries", MANIFEST, gradients[::-1])
+    manifest, asking, asked = load_row_vectors(tmp_path)
+    np.testing.assert_array_equal(asking, load_features(tmp_path / "rows_as_queries").vectors)
+    np.testing.assert_array_equal(asked, load_features(tmp_path / "rows").as_rows)
+    remove_store(tmp_path / "rows_as_queries")
+    write_store(tmp_path / "rows_as_queries", replace(MANIFEST, rows_fingerprint="other"), gradients)
+    with pytest.raises(RunError, match=r"rows_as_queries: of other rows than .*rows; expected the same"):
+        load_row_vectors(tmp_path)
 
 
 @pytest.mark.parametrize("shard", range(3))
@@ -95,11 +157,85 @@ def test_a_broken_record_does_not_count(record: str, store: Path) -> None:
     assert refusal(store).startswith(f"{store / 'shard-00000.safetensors'}: missing or not committed")
 
 
-def test_a_shard_of_another_shape_is_named(store: Path) -> None:
-    """As when a folder was put together by hand: each shard is whole, but they do not belong together."""
+def copy_shard(source: Path, target: Path) -> None:
     for suffix in (".json", ".safetensors"):
-        (store / f"shard-00002{suffix}").write_bytes((store / f"shard-00000{suffix}").read_bytes())
-    assert refusal(store).startswith(f"{store / 'shard-00002.safetensors'}: not a shard of 2 x 32 features")
+        target.with_suffix(suffix).write_bytes(source.with_suffix(suffix).read_bytes())
+
+
+def test_a_shard_in_the_place_of_another_is_named(store: Path) -> None:
+    copy_shard(store / "shard-00000", store / "shard-00001")
+    assert refusal(store).startswith(f"{store / 'shard-00001.safetensors'}: shard 0 of store ")
+    assert not has_shard(store, 1)
+
+
+def test_a_shard_of_another_store_is_named(store: Path, tmp_path: Path, gradients: NDArray[np.float32]) -> None:
+    """As when a folder was put together by hand: each shard is whole, of the right shape, and of other rows."""
+    write_store(tmp_path / "other", replace(MANIFEST, rows_fingerprint="other"), gradients[::-1])
+    copy_shard(tmp_path / "other" / "shard-00002", store / "shard-00002")
+    assert re.match(rf"{store / 'shard-00002.safetensors'}: shard 2 of store \w{{16}}, expected shard 2 of \w{{16}}; ", refusal(store))
+
+
+def test_a_record_of_the_checksum_alone_counts(store: Path) -> None:
+    """So are those that version 0.1.0 wrote."""
+    for path in store.glob("shard-*.json"):
+        path.write_text(json.dumps({"sha256": json.loads(path.read_text())["sha256"]}))
+    load_features(store)
+    copy_shard(store / "shard-00000", store / "shard-00002")
+    assert refusal(store).startswith(f"{store / 'shard-00002.safetensors'}: not a shard of 2 x 32 features (shape (4, 32))")
+
+
+@pytest.mark.parametrize("tensors", [{}, {"features": np.ones((4, 32), np.float16)}])
+def test_a_shard_without_its_tensors_is_named(tensors: dict[str, NDArray[np.float16]], store: Path) -> None:
+    path = store / "shard-00000.safetensors"
+    save_file(tensors, path)
+    record = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(record | {"sha256": sha256_of_file(path)}))
+    assert refusal(store).startswith(f"{path}: not a shard of 4 x 32 features (")
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_in_rust(_: object, path: Path) -> None:
+    path.write_bytes(b"half")
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "stand_in"),
+    [
+        (influcoder.features, "save_file", full_in_rust),
+        (os, "fsync", full),  # of the data
+        (os, "replace", full),
+        (os, "fsync", None),  # of the record
+    ],
+)
+def test_a_full_disk_leaves_nothing_half_written(
+    module: Any, name: str, stand_in: Any, tmp_path: Path, gradients: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_store(tmp_path, MANIFEST)
+    write_shard(tmp_path, 0, gradients[:4])
+    if stand_in is None:
+        synced: list[int] = []
+
+        def full_at_second(descriptor: int) -> None:
+            synced.append(descriptor)
+            if len(synced) == 2:
+                full()
+
+        stand_in = full_at_second
+    monkeypatch.setattr(module, name, stand_in)
+    with pytest.raises(
+        RunError, match=r"shard-00001.safetensors: cannot be written .*No space left on device.*; the shards before it are kept"
+    ):
+        write_shard(tmp_path, 1, gradients[4:8])
+    monkeypatch.undo()
+    assert not list(tmp_path.glob(".*"))
+    assert [has_shard(tmp_path, shard) for shard in range(3)] == [True, False, False]
+    for shard in (1, 2):
+        write_shard(tmp_path, shard, gradients[MANIFEST.rows_of(shard)])
+    load_features(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"ids": ["a"]}', b"\xff\xfe"])
@@ -120,7 +256,16 @@ def test_a_store_of_the_same_job_is_taken_up_again(store: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("dim", 64), ("shard_rows", 5), ("method", "less"), ("seed", 4), ("rows_fingerprint", "x"), ("decoder_fingerprint", "x")],
+    [
+        ("normalise", "none"),
+        ("dtype", "float32"),
+        ("dim", 64),
+        ("shard_rows", 5),
+        ("method", "less"),
+        ("seed", 4),
+        ("rows_fingerprint", "x"),
+        ("decoder_fingerprint", "x"),
+    ],
 )
 def test_a_store_of_another_job_is_refused(name: str, value: object, store: Path) -> None:
     record = json.loads((store / "manifest.json").read_text()) | {name: value}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from influcoder.examples import Example, Turn, fingerprint, write_examples
 from influcoder.features import Manifest, create_store, write_shard
@@ -16,35 +17,71 @@ TOPICS, DIM, SHARD_ROWS = 3, 8, 50
 TEXT = TextFormat(max_prompt_chars=100, max_response_chars=100, prompt_marker="Ask: ")
 
 
-def make_teacher(folder: Path, count: int = 90) -> Path:
-    """Write a complete teacher run whose ranking follows from the words."""
-    random = np.random.default_rng(0)
-    topics = random.permutation(np.array(WORDS)).reshape(TOPICS, -1)
-    chosen = random.integers(TOPICS, size=count)
-    rows = [
-        Example(
-            id=f"row{place}",
-            context=(Turn(role="user", content=" ".join(random.choice(topics[topic], 4))),),
-            response=" ".join(random.choice(topics[topic], 4)),
-        )
-        for place, topic in enumerate(chosen)
-    ]
-    vectors = (random.normal(size=(TOPICS, DIM))[chosen] + 0.1 * random.normal(size=(count, DIM))).astype(np.float32)
+class World:
+    """Texts whose topic is seen in their words."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(0)
+        self.topics = self.random.permutation(np.array(WORDS)).reshape(TOPICS, -1)
+
+    def draw(self, name: str, count: int) -> tuple[list[Example], NDArray[np.int64]]:
+        """Return examples and their topics."""
+        chosen = self.random.integers(TOPICS, size=count)
+        examples = [
+            Example(
+                id=f"{name}{place}",
+                context=(Turn(role="user", content=" ".join(self.random.choice(self.topics[topic], 4))),),
+                response=" ".join(self.random.choice(self.topics[topic], 4)),
+            )
+            for place, topic in enumerate(chosen)
+        ]
+        return examples, chosen
+
+    def point(self, chosen: NDArray[np.int64], directions: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return a noisy direction of each topic."""
+        return (directions[chosen] + 0.1 * self.random.normal(size=(len(chosen), DIM))).astype(np.float32)
+
+
+def make_teacher(folder: Path, count: int = 90, num_queries: int = 0, asymmetric: bool = False) -> Path:
+    """Write a complete teacher run whose ranking follows from the words.
+
+    Args:
+        folder: of the run.
+        count: rows.
+        num_queries: task queries of the same topics.
+        asymmetric: a row as a query has other features than as a row: those of the next topic.
+    """
+    world = World()
+    rows, chosen = world.draw("row", count)
+    directions = world.random.normal(size=(TOPICS, DIM))
+    sides = {"rows": (rows, world.point(chosen, directions))}
+    if num_queries:
+        queries, asked = world.draw("query", num_queries)
+        sides["queries"] = (queries, world.point(asked, directions))
+    if asymmetric:
+        sides["rows_as_queries"] = (rows, world.point((chosen + 1) % TOPICS, directions))
     with create_run(folder, "teacher", "") as run:
         save_text_format(run.folder, TEXT)
-        write_examples(run.folder / "rows.parquet", rows)
-        run.facts = {"method": "influcoder", "seeds": [4, 5], "decoder_fingerprint": "d" * 16, "rows_fingerprint": fingerprint(rows)}
-        manifest = Manifest(
-            ids=tuple(row.id for row in rows),
-            dim=DIM,
-            shard_rows=SHARD_ROWS,
-            method="influcoder",
-            seed=4,
-            rows_fingerprint=fingerprint(rows),
-            decoder_fingerprint="d" * 16,
-        )
-        store = run.folder / "features" / "seed-4" / "rows"
-        create_store(store, manifest)
-        for shard in range(manifest.num_shards):
-            write_shard(store, shard, vectors[manifest.rows_of(shard)])
+        run.facts = {"method": "influcoder", "seeds": [4, 5], "decoder_fingerprint": "d" * 16}
+        for side, (examples, vectors) in sides.items():
+            if side != "rows_as_queries":
+                write_examples(run.folder / f"{side}.parquet", examples)
+                run.facts[f"{side}_fingerprint"] = fingerprint(examples)
+            write_store(run.folder / "features" / "seed-4" / side, examples, vectors)
     return folder
+
+
+def write_store(store: Path, examples: list[Example], vectors: NDArray[np.float32]) -> None:
+    """Write one side's features."""
+    manifest = Manifest(
+        ids=tuple(example.id for example in examples),
+        dim=DIM,
+        shard_rows=SHARD_ROWS,
+        method="influcoder",
+        seed=4,
+        rows_fingerprint=fingerprint(examples),
+        decoder_fingerprint="d" * 16,
+    )
+    create_store(store, manifest)
+    for shard in range(manifest.num_shards):
+        write_shard(store, shard, vectors[manifest.rows_of(shard)])

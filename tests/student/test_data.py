@@ -5,16 +5,17 @@ import pytest
 import torch
 
 from student.config import RecipeConfig
-from student.data import Block, DistillationData, Tokens, plan_epoch
+from student.data import Block, DistillationData, Pairs, Tokens, plan_epoch
 
 FULL = RecipeConfig(block_rows=8)
 REFERENCE = RecipeConfig(objective="reference", num_queries=3, num_candidates=5)
 
 
 @pytest.mark.parametrize("recipe", [FULL, REFERENCE])
-def test_a_plan_depends_on_seed_and_epoch_alone(recipe: RecipeConfig) -> None:
+@pytest.mark.parametrize("num_asking", [None, 9])
+def test_a_plan_depends_on_seed_and_epoch_alone(recipe: RecipeConfig, num_asking: int | None) -> None:
     def flat(seed: int, epoch: int) -> list[int]:
-        return [int(row) for rows, _ in plan_epoch(40, recipe, seed, epoch) for row in rows]
+        return [int(place) for block in plan_epoch(num_asking, 40, recipe, seed, epoch) for side in block for place in side]
 
     np.random.seed(1)
     first = flat(0, 2)
@@ -27,43 +28,70 @@ def test_a_plan_depends_on_seed_and_epoch_alone(recipe: RecipeConfig) -> None:
 def test_full_blocks_hold_a_row_at_most_once_an_epoch_and_every_row_in_time(num_rows: int, size: int) -> None:
     seen: set[int] = set()
     for epoch in range(6):
-        plan = plan_epoch(num_rows, FULL, 0, epoch)
+        plan = plan_epoch(None, num_rows, FULL, 0, epoch)
         rows = [int(row) for found, _ in plan for row in found]
         assert len(rows) == len(set(rows)) == num_rows - num_rows % size
-        assert all(len(found) == size and num_queries == 0 for found, num_queries in plan)
+        assert all(len(asked) == size and asked is ranked for asked, ranked in plan)
         seen |= set(rows)
     assert seen == set(range(num_rows))
 
 
 def test_reference_blocks_keep_queries_and_candidates_apart() -> None:
-    plan = plan_epoch(12, REFERENCE, 0, 0)
-    queries = [int(row) for rows, count in plan for row in rows[:count]]
-    assert sorted(queries) == list(range(12))
-    for rows, count in plan:
-        assert (count, len(rows), len(set(rows.tolist()))) == (3, 8, 8)
+    plan = plan_epoch(None, 12, REFERENCE, 0, 0)
+    assert sorted(int(row) for asked, _ in plan for row in asked) == list(range(12))
+    for asked, ranked in plan:
+        assert (len(asked), len(ranked), len({*asked.tolist(), *ranked.tolist()})) == (3, 5, 8)
 
 
 def test_few_rows_still_make_a_reference_block() -> None:
-    (first, *_) = plan_epoch(6, RecipeConfig(objective="reference"), 0, 0)
-    rows, count = first
-    assert (count, len(rows)) == (3, 6)
+    ((asked, ranked), *_) = plan_epoch(None, 6, RecipeConfig(objective="reference"), 0, 0)
+    assert (len(asked), len(ranked)) == (3, 3)
 
 
+@pytest.mark.parametrize(
+    ("num_asking", "num_rows", "recipe", "shape", "blocks"),
+    [
+        (6, 40, FULL, (4, 4), 10),  # half of a block asks; the rows decide how long an epoch is
+        (40, 6, FULL, (4, 4), 10),  # or the queries, where these are more
+        (6, 40, RecipeConfig(block_rows=64), (6, 40), 1),  # all there are, and the block's rest are rows
+        (6, 43, REFERENCE, (3, 5), 8),
+        (2, 3, REFERENCE, (2, 3), 1),
+    ],
+)
+def test_queries_meet_rows_until_both_have_been_seen(
+    num_asking: int, num_rows: int, recipe: RecipeConfig, shape: tuple[int, int], blocks: int
+) -> None:
+    plan = plan_epoch(num_asking, num_rows, recipe, 0, 0)
+    assert len(plan) == blocks
+    for side, size, total in zip((0, 1), shape, (num_asking, num_rows), strict=True):
+        lots = [block[side].tolist() for block in plan]
+        assert all(len(lot) == len(set(lot)) == size for lot in lots)  # nothing twice in a block
+        assert {place for lot in lots for place in lot} <= set(range(total))
+        assert len({place for lot in lots for place in lot}) >= total - total % size  # all but a remainder, another one every time
+    everything = {int(row) for epoch in range(8) for _, ranked in plan_epoch(num_asking, num_rows, recipe, 0, epoch) for row in ranked}
+    assert everything == set(range(num_rows))
+
+
+@pytest.mark.parametrize("rows_ask", [True, False])
 @pytest.mark.parametrize("recipe", [FULL, REFERENCE])
-def test_targets_are_products_of_the_rows_that_are_tokenised(recipe: RecipeConfig) -> None:
-    features = np.random.default_rng(0).normal(size=(24, 4)).astype(np.float32)
+def test_targets_are_products_of_the_vectors_of_what_is_tokenised(recipe: RecipeConfig, rows_ask: bool) -> None:
+    random = np.random.default_rng(0)
+    askers = [str(row) for row in range(24)] if rows_ask else [f"q{query}" for query in range(7)]
+    asking, features = (random.normal(size=(size, 4)).astype(np.float32) for size in (len(askers), 24))
     asked: list[list[str]] = []
 
     def tokenize(texts: list[str]) -> Tokens:
         asked.append(texts)
         return {"input_ids": torch.zeros(len(texts), 1)}
 
-    data = DistillationData([str(row) for row in range(24)], features, tokenize, recipe, seed=3)
-    blocks: list[Block] = list(data.train_dataloader())
-    assert len(blocks) == len(asked) == len(plan_epoch(24, recipe, 3, 0))
+    pairs = Pairs(askers, asking, [str(row) for row in range(24)], features, rows_ask)
+    assert pairs.every_text == ([] if rows_ask else askers) + pairs.texts
+    blocks: list[Block] = list(DistillationData(pairs, tokenize, recipe, seed=3).train_dataloader())
+    assert len(blocks) == len(asked) > 1
     for block, texts in zip(blocks, asked, strict=True):
-        rows = np.array([int(text) for text in texts])
-        queries, candidates = rows[block.queries.numpy()], rows[block.candidates.numpy()]
-        np.testing.assert_allclose(block.target.numpy(), features[queries] @ features[candidates].T, rtol=1e-5, atol=1e-5)
-        np.testing.assert_array_equal(block.mask.numpy(), queries[:, None] != candidates[None, :])
-        assert (block.mask.sum() < block.mask.numel()) == (recipe is FULL)  # only a full block has a row beside itself
+        queries, candidates = ([texts[place] for place in side] for side in (block.queries, block.candidates))
+        expected = [[asking[askers.index(query)] @ features[int(row)] for row in candidates] for query in queries]
+        np.testing.assert_allclose(block.target.numpy(), expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(block.mask.numpy(), [[query != row for row in candidates] for query in queries])
+        assert (block.mask.sum() < block.mask.numel()) == (recipe is FULL and rows_ask)  # only then has a block a row beside itself
+        assert len(texts) == len(set(texts)) == len({*queries, *candidates})  # each is encoded once

@@ -3,21 +3,29 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
-from influcoder.errors import DataError, RunError
-from influcoder.examples import load_examples, write_examples
+from influcoder.errors import DataError, InflucoderError, RunError
+from influcoder.examples import fingerprint, load_examples, write_examples
 from influcoder.runs import open_run, partial_folder
 from influcoder.splits import SplitConfig
 from influcoder.text_format import load_text_format
 from influcoder.training import silence_hints
+from student import module
 from student.config import EncoderConfig, FreshEncoder, OptimizerConfig, RecipeConfig, StudentConfig
+from student.data import plan_epoch
 from student.module import KeepBest
 from student.stage import load_target, run, shuffle_targets
 from tests.student.fake_teacher import DIM, TEXT, make_teacher
@@ -70,7 +78,7 @@ def test_the_run_holds_what_readers_ask_for(finished: Path, finished_teacher: Pa
     fidelity = json.loads((finished / "encoder" / "fidelity.json").read_text())
     assert fidelity["validation"] == record["validation"]
     table = pq.read_table(finished / "split.parquet").to_pydict()
-    expected = {"folds": None, "fold": 0, "shuffle_target": False, "rows_trained": table["part"].count("train")}
+    expected = {"asks": "rows", "folds": None, "fold": 0, "shuffle_target": False, "rows_trained": table["part"].count("train")}
     for found in (record, fidelity):
         assert {name: found[name] for name in expected} == expected
     assert table["id"] == [row.id for row in load_examples(finished_teacher / "rows.parquet")]
@@ -84,31 +92,32 @@ def test_the_run_holds_what_readers_ask_for(finished: Path, finished_teacher: Pa
 
 def test_the_best_encoder_is_saved_and_has_learnt(finished: Path, finished_teacher: Path) -> None:
     target = load_target(make_config(finished_teacher, finished))
-    judge = KeepBest(*target.of("validation"), 1)
+    judge = KeepBest(target.of("validation"), 1)
     before, after = (judge.measure(SentenceTransformer(str(finished / name), device="cpu")) for name in ("initial_encoder", "encoder"))
     assert after == pytest.approx(open_run(finished, "student")["validation"]["per_query_spearman"], abs=1e-6)
     assert after > before + 0.2, (before, after)
-    unseen = KeepBest(*target.of("test"), 1)  # rows that neither training nor the choice of the epoch saw
+    unseen = KeepBest(target.of("test"), 1)  # rows that neither training nor the choice of the epoch saw
     before, after = (unseen.measure(SentenceTransformer(str(finished / name), device="cpu")) for name in ("initial_encoder", "encoder"))
     assert after > before + 0.2, (before, after)
 
 
 def spearman_of_unseen_rows(config: StudentConfig, name: str) -> float:
     encoder = SentenceTransformer(str(Path(config.output) / name), device="cpu")
-    return KeepBest(*load_target(config).of("test"), 1).measure(encoder)
+    return KeepBest(load_target(config).of("test"), 1).measure(encoder)
 
 
 def test_a_shuffled_target_is_another_row_of_the_same_side(finished_teacher: Path, tmp_path: Path) -> None:
     target = load_target(make_config(finished_teacher, tmp_path / "student"))
     made, again, other = (shuffle_targets(target, seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(made.features, again.features)
-    np.testing.assert_array_equal(made.of("test")[1], target.of("test")[1])
-    assert made.parts == target.parts and made.texts == target.texts
+    np.testing.assert_array_equal(made.rows.vectors, again.rows.vectors)
+    np.testing.assert_array_equal(made.of("test").features, target.of("test").features)
+    assert made.rows.parts == target.rows.parts and made.rows.texts == target.rows.texts
     for part in ("train", "validation"):
-        (_, true), (_, shuffled), (_, others) = (each.of(part) for each in (target, made, other))
+        true, shuffled, others = (each.of(part).features for each in (target, made, other))
         assert (true != shuffled).any(axis=1).all()
         assert (shuffled != others).any(axis=1).mean() > 0.5
         np.testing.assert_array_equal(np.unique(shuffled, axis=0), np.unique(true, axis=0))
+        np.testing.assert_array_equal(made.of(part).asking, shuffled)  # the row that it pretends to be asks too
 
 
 def test_a_control_is_recorded_and_its_epoch_not_chosen_by_the_truth(finished_teacher: Path, tmp_path: Path) -> None:
@@ -118,7 +127,7 @@ def test_a_control_is_recorded_and_its_epoch_not_chosen_by_the_truth(finished_te
     parts = pq.read_table(tmp_path / "student" / "split.parquet").to_pydict()["part"]
     assert (record["folds"], record["fold"], record["shuffle_target"], record["rows_trained"]) == (4, 2, True, parts.count("train"))
     encoder = SentenceTransformer(str(tmp_path / "student" / "encoder"), device="cpu")
-    judge = KeepBest(*shuffle_targets(load_target(config), config.seed).of("validation"), 1)
+    judge = KeepBest(shuffle_targets(load_target(config), config.seed).of("validation"), 1)
     assert record["validation"]["per_query_spearman"] == pytest.approx(judge.measure(encoder), abs=1e-6)
 
 
@@ -152,11 +161,137 @@ def test_the_same_seed_gives_the_same_weights(finished: Path, finished_teacher: 
 
 def test_the_reference_objective_learns_too(finished_teacher: Path, tmp_path: Path) -> None:
     made = run_stage(make_config(finished_teacher, tmp_path / "student", recipe=RecipeConfig(objective="reference")))
-    judge = KeepBest(*load_target(make_config(finished_teacher, made)).of("validation"), 1)
+    judge = KeepBest(load_target(make_config(finished_teacher, made)).of("validation"), 1)
     before = judge.measure(SentenceTransformer(str(made / "initial_encoder"), device="cpu"))
     record = open_run(made, "student")
     assert record["objective"] == "reference"
     assert record["validation"]["per_query_spearman"] > before + 0.1
+
+
+def stored(teacher: Path, side: str) -> NDArray[np.float32]:
+    """Return what the shards hold, read without our reader."""
+    shards = sorted((teacher / "features" / "seed-4" / side).glob("*.safetensors"))
+    return np.concatenate([load_file(shard)["features"].astype(np.float32) for shard in shards])
+
+
+def targets_of_the_first_block(config: StudentConfig, monkeypatch: pytest.MonkeyPatch) -> NDArray[np.float32]:
+    """Train one step; return the teacher's scores that reached the loss."""
+    seen: list[NDArray[np.float32]] = []
+    true_loss = getattr(module, f"{config.recipe.objective}_loss")
+
+    def spy(scores: Tensor, target: Tensor, mask: Tensor, *settings: float) -> Tensor:
+        seen.append(target.numpy().copy())
+        assert scores.shape == target.shape == mask.shape
+        loss = true_loss(scores, target, mask, *settings)
+        assert isinstance(loss, Tensor) and torch.isfinite(loss)
+        return loss
+
+    monkeypatch.setattr(module, true_loss.__name__, spy)
+    run_stage(config)
+    return seen[0]
+
+
+RECIPES = [RecipeConfig(block_rows=16, target_exponent=1), RecipeConfig(objective="reference", num_queries=3, num_candidates=5)]
+ONE_STEP = {"max_steps": 1, "enable_progress_bar": False, "accelerator": "cpu"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_asymmetric_features_reach_the_loss_as_what_asks_times_what_is_ranked(
+    tmp_path: Path, recipe: RecipeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = make_teacher(tmp_path / "teacher", asymmetric=True)
+    config = make_config(teacher, tmp_path / "student", recipe=recipe, trainer=ONE_STEP)
+    found = targets_of_the_first_block(config, monkeypatch)
+    train = np.flatnonzero(np.array(load_target(config).rows.parts) == "train")
+    asked, ranked = plan_epoch(None, len(train), recipe, config.seed, 0)[0]
+    asking, features = stored(teacher, "rows_as_queries"), stored(teacher, "rows")
+    expected = [[asking[query] @ features[row] for row in train[ranked]] for query in train[asked]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    swapped = [[features[query] @ asking[row] for row in train[ranked]] for query in train[asked]]
+    assert np.abs(found - swapped).max() > 0.1  # the test can tell
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_where_queries_ask_their_features_reach_the_loss(tmp_path: Path, recipe: RecipeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = make_teacher(tmp_path / "teacher", num_queries=40)
+    config = make_config(teacher, tmp_path / "student", recipe=recipe, asks="queries", trainer=ONE_STEP)
+    found = targets_of_the_first_block(config, monkeypatch)
+    target = load_target(config)
+    queries, rows = (np.flatnonzero(np.array(side.parts) == "train") for side in (target.askers, target.rows))
+    asked, ranked = plan_epoch(len(queries), len(rows), recipe, config.seed, 0)[0]
+    expected = stored(teacher, "queries")[queries[asked]] @ stored(teacher, "rows")[rows[ranked]].T
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def asked_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher run with queries. Do not write into it."""
+    return make_teacher(tmp_path_factory.mktemp("asked") / "teacher", num_queries=60)
+
+
+def test_a_student_of_queries_ranks_unseen_rows_for_unseen_queries(asked_teacher: Path, tmp_path: Path) -> None:
+    config = make_config(asked_teacher, tmp_path / "student", asks="queries")
+    made = run_stage(config)
+    record = open_run(made, "student")
+    tables = {name: pq.read_table(made / f"{name}.parquet").to_pydict() for name in ("split", "query_split")}
+    for name, side in (("split", "rows"), ("query_split", "queries")):
+        assert tables[name]["id"] == [example.id for example in load_examples(asked_teacher / f"{side}.parquet")]
+        assert record[f"{side}_trained"] == tables[name]["part"].count("train")
+    assert record["asks"] == "queries"
+    target = load_target(config)
+    figures = {}
+    for part in ("validation", "test"):
+        queries, rows = (np.flatnonzero(np.array(tables[name]["part"]) == part) for name in ("query_split", "split"))
+        true = stored(asked_teacher, "queries")[queries] @ stored(asked_teacher, "rows")[rows].T
+        for name in ("initial_encoder", "encoder"):
+            encoder = SentenceTransformer(str(made / name), device="cpu")
+            asking, ranked = (
+                encoder.encode([side.texts[place] for place in places], show_progress_bar=False)
+                for side, places in ((target.askers, queries), (target.rows, rows))
+            )
+            figures[part, name] = np.mean([spearmanr(*pair).statistic for pair in zip(asking @ ranked.T, true, strict=True)])
+    assert record["validation"]["per_query_spearman"] == pytest.approx(figures["validation", "encoder"], abs=1e-5)
+    assert record["validation"]["queries"] == tables["query_split"]["part"].count("validation")
+    assert figures["test", "encoder"] > figures["test", "initial_encoder"] + 0.2, figures
+
+
+def test_a_query_and_its_copy_among_the_rows_share_a_part(tmp_path: Path) -> None:
+    teacher = make_teacher(tmp_path / "teacher", num_queries=60)
+    rows = load_examples(teacher / "rows.parquet")
+    queries = [replace(row, id=f"copy of {row.id}") for row in rows[:60]]
+    write_examples(teacher / "queries.parquet", queries)
+    for path in (teacher / "run.json", teacher / "features" / "seed-4" / "queries" / "manifest.json"):
+        name = "queries_fingerprint" if path.name == "run.json" else "rows_fingerprint"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: fingerprint(queries)}))
+    target = load_target(make_config(teacher, tmp_path / "student", asks="queries"))
+    assert target.askers.parts == target.rows.parts[:60]
+    assert target.rows.parts == load_target(make_config(teacher, tmp_path / "student")).rows.parts  # as where rows ask
+    assert len(set(target.askers.parts)) == 3
+
+
+def test_shuffled_queries_and_rows_get_others_of_their_part(asked_teacher: Path, tmp_path: Path) -> None:
+    target = load_target(make_config(asked_teacher, tmp_path / "student", asks="queries"))
+    made = shuffle_targets(target, 0)
+    for before, after in ((target.askers, made.askers), (target.rows, made.rows)):
+        moved = (before.vectors != after.vectors).any(axis=1)
+        np.testing.assert_array_equal(moved, np.array(before.parts) != "test")
+
+
+@pytest.mark.parametrize(
+    ("num_queries", "facts", "asks", "message"),
+    [
+        (0, {}, "queries", r"teacher: has no queries; expected some with asks: queries; run the teacher with queries, or let rows ask"),
+        (60, {"rows_ask": False}, "rows", r"made of scores, which do not say what a row asks for; expected asks: queries"),
+        (60, {"queries_fingerprint": "0" * 16}, "queries", r"queries\.parquet is of queries \w+, run\.json of 0{16}; expected the same"),
+        (12, {}, "queries", r"\d of 12 queries fall to \w+, expected at least 6; give more queries"),
+    ],
+)
+def test_who_cannot_ask_is_refused(tmp_path: Path, num_queries: int, facts: dict[str, Any], asks: str, message: str) -> None:
+    teacher = make_teacher(tmp_path / "teacher", num_queries=num_queries)
+    (teacher / "run.json").write_text(json.dumps(json.loads((teacher / "run.json").read_text()) | facts))
+    with pytest.raises(InflucoderError, match=message) as caught:
+        run_stage(make_config(teacher, tmp_path / "student", asks=asks))
+    assert "\n" not in str(caught.value) and not (tmp_path / "student").exists()
 
 
 def test_training_stops_without_progress(finished_teacher: Path, tmp_path: Path) -> None:

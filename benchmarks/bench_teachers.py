@@ -1,0 +1,89 @@
+"""`make bench-teachers`: every gradient method on planted opinions and unsafe pairs, beside each other and the floors.
+
+    python -m benchmarks.bench_teachers     about 30 minutes on 2 cores; goes on where it stopped
+
+The pool of `make bench-eval` without passages and with 2 000 plain rows; one decoder, fine-tuned on all of it, for every teacher.
+Writes benchmarks/results/bench_teachers.json and .md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench_eval import minilm
+from benchmarks.bench_pool import write_pool
+from influcoder.runs import git_commit
+
+ROOT = Path("runs/bench_teachers")
+RESULTS = Path("benchmarks/results")
+BENIGN = 1000
+METHODS = ("paper", "tracin", "less", "logra_raw", "logra", "trackstar")
+FOLDS = (0, 1)
+
+
+def main() -> int:
+    """Run the stages that are missing, then copy the figures."""
+    data = Path(os.environ.get("INFLUCODER_DATA", "../shared/data"))
+    if not (data / "poison" / "pool.jsonl.gz").exists():
+        print(f"{data}/poison/pool.jsonl.gz: not there; set INFLUCODER_DATA to the folder of the benchmark data", file=sys.stderr)
+        return 2
+    if not (ROOT / "data" / "rows.jsonl").exists():
+        write_pool(data, ROOT / "data", benign=BENIGN, passages=0)
+    environment = os.environ | {"INFLUCODER_DATA": str(data), "MINILM": minilm()}
+    steps, started = plan(), time.monotonic()
+    for number, (name, command) in enumerate(steps, 1):
+        if (ROOT / name).exists():
+            continue
+        print(f"\n[{number}/{len(steps)}, {(time.monotonic() - started) / 60:.0f} min] $ python -m {' '.join(command)}", flush=True)
+        code = subprocess.run([sys.executable, "-m", *command], env=environment, check=False).returncode
+        if code and not (ROOT / name).exists():  # a failed gate leaves a finished run: its figures are worth printing
+            return code
+    publish()
+    return 0
+
+
+def plan() -> list[tuple[str, list[str]]]:
+    """Return the stages in order: folder below runs/bench_teachers, and the module with its arguments."""
+    steps = [("teacher", ["teacher", "configs/bench_teachers/teacher.yaml"])]
+    steps += [(f"teacher-{method}", ["teacher", f"configs/bench_teachers/teacher_{method}.yaml"]) for method in METHODS]
+    for fold in FOLDS:
+        name = f"student-fold-{fold}"
+        settings = ["--output", str(ROOT / name), "--split.fold", str(fold)]
+        steps.append((name, ["student", "configs/bench_teachers/student.yaml", *settings]))
+    return [*steps, ("eval", ["eval", "configs/bench_teachers/eval.yaml"])]
+
+
+def publish() -> None:
+    """Copy summary and table, with what each teacher said of its noise and its cost."""
+    records = {name: json.loads((ROOT / name / "run.json").read_text()) for name, _ in plan()}
+    summary = json.loads((ROOT / "eval" / "summary.json").read_text())
+    told = ("method", "normalise", "gradients", "seeds", "dim", "passes", "seconds", "seed_agreement", "projection", "cost", "git_commit")
+    figures = {
+        "git_commits": sorted({record["git_commit"] for record in records.values()}),
+        "published_at": git_commit(),
+        "hardware": records["eval"]["hardware"],
+        "stage_seconds": {name: record["seconds"] for name, record in records.items()},
+        "teachers": {name: {key: record.get(key) for key in told} for name, record in records.items() if name.startswith("teacher")},
+        "summary": {key: _rounded(value) for key, value in summary.items() if key not in ("tasks", "query_set")},
+    }
+    (RESULTS / "bench_teachers.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (RESULTS / "bench_teachers.md").write_text((ROOT / "eval" / "table.md").read_text())
+    print(f"{RESULTS}/bench_teachers.json")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items() if key != "curves"}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,128 @@
+"""Inner products of whole gradients, nothing projected: the ground truth for up to a few thousand rows.
+
+Query gradients of one block are held layer by layer; rows stream past them. Memory is `max_bytes`, whatever the number of rows;
+time is one pass over the rows a block of queries.
+
+Legend: Q queries, N rows, B rows of a batch, O outputs, I inputs of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from influcoder.errors import ConfigError
+from influcoder.influence.capture import Layer, capture, frozen, outer_sum
+from influcoder.influence.decoder import Decoder
+from influcoder.influence.gradients import Transform
+from influcoder.influence.tokens import TokenizedRow, pad, pad_token_id, row_losses, token_batches
+
+
+@dataclass(frozen=True)
+class ExactProducts:
+    """What the whole gradients say."""
+
+    products: NDArray[np.float64]
+    """(Q, N) inner products"""
+    query_norms: NDArray[np.float64]
+    """(Q,) lengths"""
+    row_norms: NDArray[np.float64]
+    """(N,) lengths"""
+
+    @property
+    def cosines(self) -> NDArray[np.float64]:
+        """(Q, N)."""
+        cosines: NDArray[np.float64] = self.products / self.query_norms[:, None] / self.row_norms
+        return cosines
+
+
+def exact_products(
+    decoder: Decoder,
+    layers: Mapping[str, Layer],
+    queries: Sequence[TokenizedRow],
+    rows: Sequence[TokenizedRow],
+    *,
+    max_batch_tokens: int,
+    max_bytes: int = 2 << 30,
+    query_transform: Transform | None = None,
+    row_transform: Transform | None = None,
+    unit_layers: bool = False,
+) -> ExactProducts:
+    """Return the inner products of every query's gradient with every row's.
+
+    Args:
+        decoder: whose gradients.
+        layers: `self_check.usable_layers`.
+        queries: Q.
+        rows: N.
+        max_batch_tokens: padded tokens a batch.
+        max_bytes: of query gradients in memory at once.
+        query_transform: of a query's whole gradient before the product, if any.
+        row_transform: the same for rows.
+        unit_layers: scale each layer's gradient to length 1 first.
+
+    Raises:
+        ConfigError: when one query's gradient is larger than `max_bytes`.
+    """
+    bytes_each = 4 * sum(layer.in_features * layer.out_features for layer in layers.values())
+    size = max_bytes // bytes_each
+    if size < 1:
+        raise ConfigError(
+            f"exact products: a gradient takes {bytes_each:,} bytes; expected at most {max_bytes:,}; allow more, or go without"
+        )
+    products, row_squares = torch.zeros(len(queries), len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
+    query_squares = torch.zeros(len(queries), dtype=torch.float64)
+    starts = range(0, len(queries), size)
+    with tqdm(total=len(starts) * len(rows), desc="exact products", unit="row", disable=None, leave=False) as progress:
+        for start in starts:
+            block = queries[start : start + size]
+            held: dict[str, Tensor] = {}
+
+            def hold(positions: list[int], name: str, gradient: Tensor) -> None:
+                held.setdefault(name, gradient.new_zeros(len(block), gradient.shape[1]))[positions] = gradient  # noqa: B023
+                query_squares[[start + position for position in positions]] += _squares(gradient)  # noqa: B023
+
+            def multiply(positions: list[int], name: str, gradient: Tensor) -> None:
+                products[start : start + len(block), positions] += (held[name] @ gradient.T).double().cpu()  # noqa: B023
+                if start == 0:  # noqa: B023
+                    row_squares[positions] += _squares(gradient)
+
+            for _ in whole_gradients(decoder, layers, block, max_batch_tokens, hold, query_transform, unit_layers=unit_layers):
+                pass
+            for positions in whole_gradients(decoder, layers, rows, max_batch_tokens, multiply, row_transform, unit_layers=unit_layers):
+                progress.update(len(positions))
+    return ExactProducts(products.numpy(), query_squares.sqrt().numpy(), row_squares.sqrt().numpy())
+
+
+def whole_gradients(
+    decoder: Decoder,
+    layers: Mapping[str, Layer],
+    rows: Sequence[TokenizedRow],
+    max_batch_tokens: int,
+    use: Callable[[list[int], str, Tensor], None],
+    transform: Transform | None = None,
+    *,
+    unit_layers: bool = False,
+) -> Iterator[list[int]]:
+    """Call `use(positions, layer, gradients (B, O * I) float32)` for every batch and layer; yield the positions of each finished batch."""
+    for positions in token_batches(rows, max_batch_tokens):
+
+        def consume(name: str, x: Tensor, delta: Tensor) -> None:
+            gradient = outer_sum(x, delta)
+            flat = (gradient if transform is None else transform(name, gradient)).flatten(1)
+            use(positions, name, torch.nn.functional.normalize(flat) if unit_layers else flat)  # noqa: B023
+
+        batch = pad([rows[position] for position in positions], pad_token_id(decoder.tokenizer), decoder.device)
+        with frozen(decoder.model), capture(layers, consume), torch.enable_grad():
+            row_losses(decoder.model, *batch).sum().backward()
+        yield positions
+
+
+def _squares(gradient: Tensor) -> Tensor:
+    return gradient.square().sum(1).double().cpu()

@@ -1,0 +1,117 @@
+"""Starts `python -m teacher CONFIG` as often as a test wants without the seconds of importing torch: a process that forks itself.
+
+Each run is a process of its own, which a test may kill. The server speaks JSON lines: arguments and environment in, pid out; on
+"wait", the exit status.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
+
+
+class ForkServer:
+    """What a test talks to."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def start(self, config: Path, environment: Mapping[str, str] | None = None) -> int:
+        """Start a run whose output goes to `CONFIG.log`; return its pid."""
+        return int(self._ask({"start": [str(config)], "environment": dict(environment or {}), "log": f"{config}.log"}))
+
+    def wait(self, pid: int) -> int:
+        """Return the exit code, negative for a signal."""
+        return int(self._ask({"wait": pid}))
+
+    def ended(self, pid: int) -> bool:
+        """Return whether it has ended by itself."""
+        return bool(self._ask({"ended": pid}))
+
+    def run(self, config: Path) -> None:
+        """Run to the end, which must be a good one."""
+        code = self.wait(self.start(config))
+        assert code == 0, Path(f"{config}.log").read_text()
+
+    def _ask(self, question: Any) -> Any:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@contextmanager
+def fork_server() -> Iterator[ForkServer]:
+    """Serve while the block runs."""
+    command = [sys.executable, "-m", "tests.teacher.fork_server"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | ENVIRONMENT
+    ) as process:
+        try:
+            yield ForkServer(process)
+        finally:
+            process.kill()
+
+
+def kill(pid: int) -> None:
+    """End a process as a power cut would."""
+    os.kill(pid, signal.SIGKILL)
+
+
+def _serve() -> None:
+    import lightning.pytorch  # noqa: F401  # what the stage imports late
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import teacher.stage  # noqa: F401
+
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "ended" in question:
+            answer = int(os.waitid(os.P_PID, question["ended"], os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None)
+        elif "wait" in question:
+            answer = os.waitstatus_to_exitcode(os.waitpid(question["wait"], 0)[1])
+        else:
+            answer = os.fork()
+            if answer == 0:
+                _become(question["start"], question["environment"], question["log"])
+        sys.stdout.write(f"{answer}\n")
+        sys.stdout.flush()
+
+
+def _become(arguments: Sequence[str], environment: Mapping[str, str], log: str) -> None:
+    from influcoder.program import run_program
+    from teacher.__main__ import main
+
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    os.environ.update(environment)
+    sys.argv = ["teacher", *arguments]
+    code: Any = 0
+    try:
+        run_program(main)
+    except SystemExit as ending:
+        code = ending.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(code or 0))
+
+
+if __name__ == "__main__":
+    _serve()
