@@ -23,7 +23,7 @@ from influcoder.runs import git_commit
 ROOT = Path("runs/bench_teachers")
 RESULTS = Path("benchmarks/results")
 BENIGN = 1000
-METHODS = ("paper", "tracin", "less", "logra_raw", "logra", "trackstar")
+METHODS = ("paper", "tracin", "less", "logra", "trackstar")
 FOLDS = (0, 1)
 
 

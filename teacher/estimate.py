@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import resource
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,12 +20,11 @@ import numpy as np
 import safetensors
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from influcoder.errors import RunError
 from influcoder.influence.gradients import GradientProjector
 from influcoder.influence.tokens import TokenizedRow, token_batches
-from influcoder.runs import sha256_of_file
 from teacher.features import Budget, project_rows
 
 TRIALS = 3
@@ -78,13 +79,13 @@ def estimate(
 
 def _write_once(folder: Path, gradients: NDArray[np.float32]) -> None:
     """Do to a batch what becomes of every shard: halve the type, write, sync, hash. A fast GPU waits for this."""
-    path = folder / ".trial.writing"
     for gradient in gradients:
-        save_file({"features": gradient.astype(np.float16)}, path)
-        with path.open("rb") as stream:
+        content = save({"features": gradient.astype(np.float16)})
+        with tempfile.TemporaryFile(dir=folder) as stream:  # nameless: other processes do the same here, and a kill leaves nothing
+            stream.write(content)
+            stream.flush()
             os.fsync(stream.fileno())
-        sha256_of_file(path)
-    path.unlink(missing_ok=True)
+        hashlib.sha256(content).digest()
 
 
 def peak_memory() -> int:

@@ -100,7 +100,7 @@ def _trained(folder: Path) -> bool:
 
 
 def _keep(decoder: Decoder, config: FinetuneConfig, folder: Path) -> None:
-    """Save what was trained, and a fresh decoder whose adapter was; the last rename says that it is done."""
+    """Save what was trained, the decoder or its adapter; the rename says that it is done."""
     writing = folder / ".decoder.writing"
     name = "decoder" if config.adapter is None else "adapter"
     decoder.model.save_pretrained(writing)

@@ -56,7 +56,6 @@ SHRUNK: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),  # PEFT's use of transformers
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated"),
 ]
 
 WORDS = "a reader of the north sea wrote that ice and snow are cold and that two plus three is five".split()

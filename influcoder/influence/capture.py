@@ -89,8 +89,13 @@ def capture(layers: Mapping[str, Layer], consume: Consumer) -> Iterator[None]:
 def _forward_hook(name: str, consume: Consumer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         x = inputs[0].detach()
+
+        def hand_over(delta: Tensor) -> None:
+            with torch.autocast(delta.device.type, enabled=False):  # a user's autocast is not to halve what we sum
+                consume(name, x, delta.detach())
+
         if output.requires_grad:
-            output.register_hook(lambda delta: consume(name, x, delta.detach()))
+            output.register_hook(hand_over)
 
     return hook
 

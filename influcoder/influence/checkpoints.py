@@ -49,6 +49,10 @@ class Checkpoint:
         if unknown is not None:
             raise RunError(f"{path}: parameter {unknown!r} is not the decoder's; expected a checkpoint of its own fine-tuning")
         for name, value in weights.items():
+            if value.shape != parameters[name].shape:
+                raise RunError(
+                    f"{path}: {name!r} has shape {tuple(value.shape)}, expected {tuple(parameters[name].shape)}; of another decoder"
+                )
             parameters[name].copy_(value)
 
     def moments(self, model: nn.Module, layers: Mapping[str, Layer]) -> Moments:
@@ -80,6 +84,7 @@ class SaveCheckpoints(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew: a killed training does."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.saved, self.rates = 0, []
         self.steps = int(trainer.estimated_stepping_batches)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -104,7 +109,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     save_file({name: parameter.detach().contiguous() for name, parameter in trained.items()}, folder / "weights.safetensors")
     state: dict[str, Tensor] = {}
     for name, parameter in trained.items():
-        moments = optimizer.state[parameter]
+        moments = optimizer.state[parameter] or {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
         state |= {f"first.{name}": moments["exp_avg"].contiguous(), f"second.{name}": moments["exp_avg_sq"].contiguous()}
     save_file(state, folder / "adam.safetensors")
     write_json_atomic(folder / "checkpoint.json", {"step": step, "learning_rate": learning_rate})

@@ -33,6 +33,13 @@ class AdapterConfig:
     dropout: float = 0.0
     """while training; gradients are taken without"""
 
+    def __post_init__(self) -> None:
+        if self.rank < 1 or (self.alpha is not None and self.alpha <= 0) or not 0 <= self.dropout < 1:
+            raise ConfigError(
+                f"finetune.adapter: rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}; "
+                "expected a rank of at least 1, an alpha above 0, a dropout in [0, 1)"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
@@ -112,7 +119,7 @@ def add_adapter(decoder: Decoder, config: AdapterConfig, seed: int) -> Decoder:
     names = [name for name, module in decoder.model.named_modules() if as_layer(module) is not None and module is not head]
     settings = LoraConfig(
         r=config.rank,
-        lora_alpha=int(config.alpha or 2 * config.rank),
+        lora_alpha=config.alpha or 2 * config.rank,  # type: ignore[arg-type]  # any positive number is divided by the rank
         lora_dropout=config.dropout,
         target_modules=names,
         task_type="CAUSAL_LM",

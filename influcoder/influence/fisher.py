@@ -49,7 +49,8 @@ def inverse_root(moment: Array, damping: float) -> Array:
     """Return `(R + l)^(-1/2)`, `(K, K)`, with l = damping * mean eigenvalue; damping in (0, inf)."""
     values, vectors = np.linalg.eigh(moment)
     values = np.maximum(values, 0)
-    scale = (values + damping * values.mean()) ** -0.5
+    damped = values + damping * values.mean()
+    scale = np.where(damped > 0, np.maximum(damped, np.finfo(np.float64).tiny) ** -0.5, 0.0)  # a layer without gradients: nothing
     result: Array = (vectors * scale) @ vectors.T
     return result
 
@@ -80,6 +81,7 @@ def precondition(gradients: NDArray[np.floating], roots: Sequence[NDArray[np.flo
 def unit_blocks(gradients: NDArray[np.floating], blocks: Sequence[int]) -> NDArray[np.float32]:
     """Return `(B, D)` with each block of a row at length 1 and the row at its own length."""
     parts = [block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-30) for block in split(gradients, blocks)]
-    joined = np.concatenate(parts, axis=1) / np.sqrt(len(blocks))
+    joined = np.concatenate(parts, axis=1)
+    joined /= np.maximum(np.linalg.norm(joined, axis=1, keepdims=True), 1e-30)
     scaled: NDArray[np.float32] = (joined * np.linalg.norm(gradients, axis=1, keepdims=True)).astype(np.float32)
     return scaled

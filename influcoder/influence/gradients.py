@@ -95,9 +95,9 @@ class GradientProjector:
         self.unit_layers = unit_layers
         self.layers = dict(layers) if layers is not None else gradient_layers(decoder.model)
         adapter = any(".lora_A." in name for name in self.layers)
-        if config.factors == "random" or adapter:  # an adapter's blocks are small already
+        if config.factors == "random" or adapter or not (config.rank or config.output_rank):  # an adapter's blocks are small already
             bases = ()
-        elif len(bases) != len(self.seeds) and (config.rank or config.output_rank):
+        elif len(bases) != len(self.seeds):
             raise ConfigError(
                 f"gradients.factors: leading, with {len(bases)} bases; expected one of basis.fit_basis a seed; or take factors: random"
             )
@@ -116,7 +116,9 @@ class GradientProjector:
         starts = torch.tensor((0, *self.blocks)).cumsum(0).tolist()
         self.starts = dict(zip(self.layers, starts, strict=False))
         if config.checkpointing:
-            decoder.model.gradient_checkpointing_enable({"use_reentrant": True})
+            model = decoder.model  # the older name is deprecated since transformers 5.23
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": True})
 
     def transformed(self, transform: Transform | None) -> GradientProjector:
         """Return the same projection behind another transform."""

@@ -22,7 +22,7 @@ SketchKind = Literal["count_sketch", "sjlt", "rademacher", "gaussian"]
 SJLT_BUCKETS = 4
 """buckets a coordinate: beyond a few the variance hardly falls"""
 DENSE_CHUNK = 1 << 24
-"""numbers of a dense projection that are in memory at once"""
+"""numbers of a dense projection that are in memory at once; Gaussian projections depend on it"""
 
 
 def generator(seed: int, name: str) -> torch.Generator:

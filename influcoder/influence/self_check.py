@@ -15,8 +15,8 @@ from influcoder.influence.tokens import TokenizedRow, pad, pad_token_id, row_los
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """largest ||difference|| / ||gradient||; fp32 on a CPU gives 1e-6, a GPU's TF32 1e-4"""
-HALF_TOLERANCE = 0.1
-"""of 16-bit weights, whose sums depend on the order of the tokens"""
+HALF_TOLERANCE = 0.15
+"""of 16-bit weights, whose sums depend on the order of the tokens: .02 at 16 layers, .08 at 80; a leak of 1 % between rows gives .15"""
 
 
 def usable_layers(decoder: Decoder, rows: Sequence[TokenizedRow]) -> tuple[dict[str, Layer], list[str]]:
@@ -53,16 +53,17 @@ def check_gradients(projector: GradientProjector, rows: Sequence[TokenizedRow]) 
     weights = [layer.weight for layer in projector.layers.values()]
     for place, row in enumerate(rows):
         with _only(model, weights), torch.enable_grad():
-            found = torch.autograd.grad(_losses(projector.decoder, [row]).sum(), weights)
-        device = projector.decoder.device
-        dense = {
-            name: layer.oriented(gradient)[None].float().to(device)
-            for (name, layer), gradient in zip(projector.layers.items(), found, strict=True)
-        }
+            _losses(projector.decoder, [row]).sum().backward()  # not autograd.grad: reentrant checkpointing has no graph for it
+        dense = {}
+        for name, layer in projector.layers.items():
+            assert layer.weight.grad is not None  # usable layers are used
+            dense[name] = layer.oriented(layer.weight.grad)[None].float().to(projector.decoder.device)
+            layer.weight.grad = None
         alone = projector.project_dense(dense)[:, 0]
         difference = (together[:, place] - alone).norm() / alone.norm()
         worst = float(torch.maximum(torch.tensor(worst), difference.cpu()))  # keeps a NaN, unlike max
-    tolerance = TOLERANCE.get(weights[0].dtype, HALF_TOLERANCE)
+    dtypes = {parameter.dtype for parameter in model.parameters()}  # an adapter is in float32 on whatever base
+    tolerance = TOLERANCE[weights[0].dtype] if dtypes <= set(TOLERANCE) else HALF_TOLERANCE
     if not worst <= tolerance:  # NaN too
         raise RunError(
             f"{type(model).__name__}: gradients of rows taken together differ from single rows by {worst:.2g} of their length; "

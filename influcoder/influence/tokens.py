@@ -31,10 +31,14 @@ def tokenize(examples: Sequence[Example], decoder: Decoder) -> list[TokenizedRow
     """Return the tokens of truncated rows.
 
     Raises:
-        DataError: when a row overflows the decoder's context, naming the row and its length.
+        DataError: when a row has no response, or overflows the decoder's context, naming the row.
     """
     rows = [_tokenize_one(example, decoder.tokenizer) for example in examples]
     for example, row in zip(examples, rows, strict=True):
+        if row.response_start >= len(row.input_ids):
+            raise DataError(
+                f"row {example.id!r}: its response has no tokens; expected at least one, since the loss is on it; take the row out"
+            )
         if len(row.input_ids) > decoder.max_tokens:
             raise DataError(
                 f"row {example.id!r}: {len(row.input_ids)} tokens, expected at most the decoder's {decoder.max_tokens}; "

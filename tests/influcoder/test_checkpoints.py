@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from influcoder.errors import RunError
 from influcoder.influence.capture import gradient_layers
@@ -220,3 +220,10 @@ def test_an_unreadable_file_is_refused_in_one_line(name: str, tmp_path: Path) ->
 def test_the_record_says_step_and_learning_rate(tmp_path: Path) -> None:
     saved(tmp_path / "0", fresh_decoder(), step=12, rate=3e-4)
     assert json.loads((tmp_path / "0" / "checkpoint.json").read_text()) == {"step": 12, "learning_rate": 3e-4}
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2, bias=False)
+    save_file({"weight": torch.ones(1)}, tmp_path / "weights.safetensors")
+    with pytest.raises(RunError, match=r"'weight' has shape \(1,\), expected \(2, 3\)"):
+        Checkpoint(tmp_path, 1, 0.1).load_weights(model)

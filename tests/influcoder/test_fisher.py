@@ -129,3 +129,10 @@ def test_a_block_without_gradient_stays_zero() -> None:
     found = unit_blocks(rows, BLOCKS)
     assert np.isfinite(found).all()
     assert (found[0, 3:8] == 0).all() and (found[1, 3:8] != 0).all()
+
+
+def test_a_layer_without_gradients_adds_nothing() -> None:
+    assert not inverse_root(np.zeros((3, 3)), 0.1).any()
+    rows = np.array([[3.0, 4.0, 0.0, 0.0]])
+    found = unit_blocks(rows, (2, 2))
+    np.testing.assert_allclose(found, rows, rtol=1e-6)

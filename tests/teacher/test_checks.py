@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import teacher.checks
 import teacher.estimate
@@ -142,9 +143,10 @@ def test_a_comparison_without_memory_costs_no_features(
 def test_the_estimate_is_of_the_work_of_this_process(rows: list[TokenizedRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[int] = []
 
-    def take(_: GradientProjector, batch: list[TokenizedRow], __: Budget) -> None:
+    def take(_: GradientProjector, batch: list[TokenizedRow], __: Budget) -> NDArray[np.float32]:
         timed.append(len(batch) * max(len(row.input_ids) for row in batch))
         clock[0] += timed[-1] / 100  # tokens a second
+        return np.ones((2, len(batch), 4), np.float32)
 
     clock = [0.0]
     monkeypatch.setattr(teacher.estimate, "project_rows", take)
@@ -158,6 +160,7 @@ def test_the_estimate_is_of_the_work_of_this_process(rows: list[TokenizedRow], t
     assert sum(lengths) <= padded <= len(rows) * max(lengths)
     assert whole.disk_bytes == 12 * 1000
     assert whole.peak_bytes > 1e7
+    assert not list(tmp_path.iterdir())  # of what was written to time it
 
 
 def test_room_on_the_disk_is_of_what_is_lacking(rows: list[TokenizedRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

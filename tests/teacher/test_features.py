@@ -25,9 +25,10 @@ import influcoder.influence.basis
 import influcoder.scores
 import teacher.features
 import teacher.finish
+import teacher.prepare
 from eval.data import load_teacher
 from influcoder.errors import InflucoderError, RunError
-from influcoder.features import has_shard, load_features, write_shard
+from influcoder.features import has_shard, load_features, read_manifest, write_shard
 from influcoder.influence.decoder import DecoderConfig
 from influcoder.influence.finetune import FinetuneConfig
 from influcoder.influence.gradients import GradientConfig, GradientProjector
@@ -95,7 +96,8 @@ def test_one_flipped_byte_in_any_shard_is_named_by_every_reader(copy: Path) -> N
             if other != side:
                 taught.features(seed, other)
         flip(path, place)
-    taught.features(0, "rows")
+    for seed in (0, 1):
+        assert taught.features(seed, "rows").manifest.seed == seed
 
 
 def test_a_cut_shard_and_one_of_another_run_are_named(copy: Path, finished: Path) -> None:
@@ -251,6 +253,21 @@ def test_a_full_disk_ends_in_one_line_and_the_rest_goes_on(
     assert not list(Path(config.output).rglob("*.writing"))
 
 
+def test_rows_half_written_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_half(path: Path, _: object) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    config = make_config(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(teacher.prepare, "write_examples", write_half)
+        teacher.prepare.read_sides(config, tmp_path)
+    assert not (tmp_path / "rows.parquet").exists()
+    sides = teacher.prepare.read_sides(config, tmp_path)
+    assert teacher.prepare.load_sides(tmp_path) == sides
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_other_faults_of_files_pass_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -276,6 +293,8 @@ def test_too_little_room_is_said_before_the_work(finished_less: Path, tmp_path: 
         interrupt_after(patch, 8)
         run_stage(config)
     written = sum(path.stat().st_size for path in partial.rglob("shard-*.safetensors"))
+    stores = [read_manifest(path.parent) for path in (partial / "gradients").rglob("manifest.json")]
+    assert {store.dtype for store in stores} == {"float32"}  # what is worked on further is not rounded
     free[0] = needed - written  # what is there already needs no room
     assert products(run_stage(config)) == products(finished_less)
 

@@ -1,0 +1,149 @@
+"""What the gradients of a teacher run depend on: decoder, layers, rows by side, checkpoints, projection; nothing is computed twice."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from influcoder.examples import Example, fingerprint
+from influcoder.features import Manifest
+from influcoder.influence.adam import Moments, estimate_moments
+from influcoder.influence.basis import Basis, fit_basis
+from influcoder.influence.capture import Layer
+from influcoder.influence.checkpoints import Checkpoint, load_checkpoints
+from influcoder.influence.decoder import Decoder
+from influcoder.influence.gradients import Transform
+from influcoder.influence.methods import METHODS, Direction, Method, Normalise
+from influcoder.influence.tokens import TokenizedRow
+from teacher.config import TeacherConfig
+from teacher.features import Budget, Side, within_memory
+from teacher.processes import Processes
+
+MOMENT_ROWS = 256
+"""rows over which the second moment is estimated where no optimiser's is known"""
+BASIS_ROWS = 128
+"""rows on which a projection's leading directions are found"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the gradients of a run depend on."""
+
+    config: TeacherConfig
+    folder: Path
+    decoder: Decoder
+    layers: Mapping[str, Layer]
+    sides: dict[str, Side]
+    checkpoints: list[Checkpoint]
+    """of the fine-tuning that are asked; empty: the decoder as it is"""
+    manifest: Callable[[Side, int], Manifest]
+
+    @property
+    def method(self) -> Method:
+        """What the method does."""
+        return METHODS[self.config.method]
+
+    @property
+    def normalise(self) -> Normalise:
+        """How features are normalised."""
+        return self.config.normalise or self.method.normalise
+
+    @property
+    def points(self) -> Sequence[Checkpoint | None]:
+        """Checkpoints that gradients are taken at; None is the decoder as it stands."""
+        return self.checkpoints if self.method.every_checkpoint else [self.checkpoints[-1] if self.checkpoints else None]
+
+    def bytes_a_row(self, dim: int) -> int:
+        """Disk that a row takes, of `dim` coordinates a checkpoint: features, and the gradients that they are made of."""
+        features = 2 * dim * (len(self.points) if self.method.every_checkpoint else 1) + 4
+        gradients = 0 if self.method.finished_at_once else len(self.points) * (4 * dim + 4)
+        return len(self.config.seeds) * (features + gradients)
+
+    def store(self, point: int, seed: int, side: str) -> Path:
+        """Where the projected gradients go: to the features when they are these already."""
+        if self.method.finished_at_once:
+            return self.folder / "features" / f"seed-{seed}" / side
+        return self.folder / "gradients" / f"checkpoint-{point}" / f"seed-{seed}" / side
+
+
+def make_job(
+    config: TeacherConfig, folder: Path, decoder: Decoder, layers: Mapping[str, Layer], examples: Mapping[str, list[Example]],
+    tokenized: Mapping[str, list[TokenizedRow]], decoder_fingerprint: str,
+) -> Job:  # fmt: skip
+    """Return the job of a run whose rows are read and whose decoder is trained.
+
+    Raises:
+        RunError: when the method asks for checkpoints and there are none.
+    """
+    method = METHODS[config.method]
+    sides = {name: Side(name, rows, tokenized[name]) for name, rows in examples.items()}
+    if method.asymmetric:
+        sides["rows_as_queries"] = Side("rows_as_queries", examples["rows"], tokenized["rows"])
+
+    def manifest(side: Side, dim: int) -> Manifest:
+        return Manifest(
+            ids=tuple(example.id for example in side.examples),
+            dim=dim,
+            shard_rows=config.gradients.shard_rows,
+            method=config.method,
+            seed=config.seeds[0],
+            rows_fingerprint=fingerprint(side.examples),
+            decoder_fingerprint=decoder_fingerprint,
+            normalise=config.normalise or method.normalise,
+        )
+
+    place = Path(config.checkpoints) if config.checkpoints else folder / "checkpoints" if config.finetune else None
+    needed = place is not None and (method.every_checkpoint or method.direction != "gradient")
+    checkpoints = load_checkpoints(place) if place is not None and needed else []
+    return Job(config, folder, decoder, layers, sides, checkpoints, manifest)
+
+
+def find_bases(
+    config: TeacherConfig, folder: Path, decoder: Decoder, layers: Mapping[str, Layer], rows: Sequence[TokenizedRow], processes: Processes
+) -> list[Basis]:
+    """Return the leading directions by seed, each of its own sample of rows, kept in the run; none when the projection is all random."""
+    inputs, outputs = config.gradients.rank or 0, config.gradients.output_rank or 0
+    if config.gradients.factors == "random" or not inputs + outputs or any(".lora_A." in name for name in layers):
+        return []
+    paths = [folder / "basis" / f"seed-{seed}.safetensors" for seed in config.seeds]
+    for seed, path in zip(config.seeds, paths, strict=True):
+        if processes.first and not path.exists():
+            sample = random.Random(seed).sample(list(rows), min(BASIS_ROWS, len(rows)))
+            budget = Budget(None, config.gradients.max_batch_tokens)
+            fit = partial(fit_basis, decoder, layers, sample, inputs=inputs, outputs=outputs)
+            path.parent.mkdir(exist_ok=True)
+            writing = path.with_name(f".{path.name}.writing")
+            within_memory(budget, sample, lambda tokens: fit(max_batch_tokens=tokens)).save(writing)  # noqa: B023
+            os.replace(writing, path)
+    processes.barrier()
+    return [Basis.load(path) for path in paths]
+
+
+def spread(rows: Sequence[TokenizedRow], count: int) -> list[TokenizedRow]:
+    """Return `count` rows at equal distances, or all."""
+    count = min(count, len(rows))
+    return [rows[place * len(rows) // count] for place in range(count)]
+
+
+def transforms(job: Job, point: Checkpoint | None) -> tuple[Transform | None, Transform | None]:
+    """Return what replaces the gradients of queries and of rows at a checkpoint."""
+    wanted: tuple[Direction, Direction] = (job.method.query_direction, job.method.direction)
+    if set(wanted) == {"gradient"}:
+        return None, None
+    if point is not None:
+        moments = point.moments(job.decoder.model, job.layers)
+    else:
+        sample = spread(job.sides["rows"].rows, MOMENT_ROWS)
+        # not the budget that shards have come down to: a resumed run has to find the same moments to the last bit
+        budget = Budget(None, job.config.gradients.max_batch_tokens)
+        moments = within_memory(budget, sample, partial(estimate_moments, job.decoder, job.layers, sample))
+    first, second = (_transform(direction, moments) for direction in wanted)
+    return first, second
+
+
+def _transform(direction: Direction, moments: Moments) -> Transform | None:
+    return {"gradient": None, "adam_step": moments.step_direction, "second_moment": moments.scaled}[direction]
