@@ -36,7 +36,8 @@ class Moments:
         is in every row's direction: rows are told apart by what they add to it.
         """
         first, second = (moment[name].to(gradient.device, torch.float32) for moment in (self.first, self.second))
-        return (BETA1 * first + (1 - BETA1) * gradient) / (BETA2 * second + (1 - BETA2) * gradient.square() + EPSILON).sqrt()
+        root = gradient.square().mul_(1 - BETA2).add_(BETA2 * second + EPSILON).sqrt_()  # in place: these are the largest arrays there are
+        return torch.add(BETA1 * first, gradient, alpha=1 - BETA1).div_(root)
 
     def scaled(self, name: str, gradient: Tensor) -> Tensor:
         """Return TrackStar's g / (sqrt(v) + eps), (B, O, I)."""

@@ -1,0 +1,34 @@
+"""The teachers' benchmarks: their plan against the configs, and the README against their results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.bench_teachers import ROOT, plan
+from benchmarks.projections import PROJECTIONS
+from benchmarks.teacher_tables import FLOORS, TASKS, TEACHERS, load, quoted, tables
+from eval.config import EvalConfig
+from influcoder.program import parse_config
+from teacher.config import TeacherConfig
+
+
+def test_eval_judges_the_runs_that_the_plan_makes(repository: Path) -> None:
+    made = [str(ROOT / name) for name, _ in plan()]
+    config, _ = parse_config(EvalConfig, [str(repository / "configs/bench_teachers/eval.yaml")], "eval")
+    assert made == [config.teacher, *config.teachers.values(), *config.student, config.output]
+    for name, (module, path, *_) in plan():
+        assert (repository / path).is_file()
+        if module == "teacher":
+            teacher, _ = parse_config(TeacherConfig, [str(repository / path)], "teacher")
+            assert teacher.output == str(ROOT / name)
+
+
+def test_the_readme_quotes_the_published_figures(repository: Path) -> None:
+    results = repository / "benchmarks" / "results"
+    assert quoted((repository / "README.md").read_text()) == tables(results)
+    found, judged = load(results)
+    assert set(found["projections"]) <= set(PROJECTIONS)
+    assert {*TEACHERS, *FLOORS} <= set(judged["summary"]["methods"])
+    assert all(task in judged["summary"]["methods"]["bm25"]["metrics"] for task in TASKS)
+    assert json.dumps(judged)
