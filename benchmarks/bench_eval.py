@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +33,37 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_eval", description=main.__doc__)
     parser.add_argument("--reference", action="store_true", help="train and judge the authors' recipe as well")
     arguments = parser.parse_args()
-    data = Path(os.environ.get("INFLUCODER_DATA", "../shared/data"))
-    if not (data / "poison" / "pool.jsonl.gz").exists():
-        print(f"{data}/poison/pool.jsonl.gz: not there; set INFLUCODER_DATA to the folder of the benchmark data", file=sys.stderr)
+    data = find_data()
+    if data is None:
         return 2
     if not (ROOT / "data" / "rows.jsonl").exists():
         write_pool(data, ROOT / "data")
-    environment = os.environ | {"INFLUCODER_DATA": str(data), "MINILM": minilm()}
     steps = plan(reference=arguments.reference)
-    started = time.monotonic()
+    if code := run_steps(ROOT, steps, data):
+        return code
+    publish([name for name, _ in steps])
+    return 0
+
+
+def find_data() -> Path | None:
+    """Return the folder of the benchmark data; None, with a line that says so, when it is not there."""
+    data = Path(os.environ.get("INFLUCODER_DATA", "../shared/data"))
+    if (data / "poison" / "pool.jsonl.gz").exists():
+        return data
+    print(f"{data}/poison/pool.jsonl.gz: not there; set INFLUCODER_DATA to the folder of the benchmark data", file=sys.stderr)
+    return None
+
+
+def run_steps(root: Path, steps: Sequence[tuple[str, list[str]]], data: Path) -> int:
+    """Run the stages whose folder below `root` is missing; return the exit code of the first that fails, 0 when all are there."""
+    environment, started = os.environ | {"INFLUCODER_DATA": str(data), "MINILM": minilm()}, time.monotonic()
     for number, (name, command) in enumerate(steps, 1):
-        if (ROOT / name).exists():
+        if (root / name).exists():
             continue
         print(f"\n[{number}/{len(steps)}, {(time.monotonic() - started) / 60:.0f} min] $ python -m {' '.join(command)}", flush=True)
         code = subprocess.run([sys.executable, "-m", *command], env=environment, check=False).returncode
-        if code and not (ROOT / name).exists():  # a failed gate leaves a finished run: its figures are worth printing
+        if code and not (root / name).exists():  # a failed gate leaves a finished run: its figures are worth printing
             return code
-    publish([name for name, _ in steps])
     return 0
 
 
@@ -90,19 +105,19 @@ def publish(names: list[str]) -> None:
         "published_at": git_commit(),
         "hardware": records[names[-1]]["hardware"],
         "stage_seconds": seconds,
-        "summary": _shortened(json.loads((judged / "summary.json").read_text())),
+        "summary": shortened(json.loads((judged / "summary.json").read_text())),
     }
     (RESULTS / "bench_eval.json").write_text(json.dumps(figures, indent=1) + "\n")
     (RESULTS / "bench_eval.md").write_text((judged / "table.md").read_text())
     print(f"{RESULTS}/bench_eval.json; the stages took {sum(seconds.values()) / 60:.0f} minutes")
 
 
-def _shortened(value: Any) -> Any:
-    """Return the summary without its curves, and with four digits after the point."""
+def shortened(value: Any) -> Any:
+    """Return a summary without its curves, and with four digits after the point."""
     if isinstance(value, dict):
-        return {key: _shortened(item) for key, item in value.items() if key != "curves"}
+        return {key: shortened(item) for key, item in value.items() if key != "curves"}
     if isinstance(value, list):
-        return [_shortened(item) for item in value]
+        return [shortened(item) for item in value]
     return round(value, 4) if isinstance(value, float) else value
 
 

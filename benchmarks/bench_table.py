@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.readme_block import Block, line
 from eval.table import ROLES, with_interval
 
 RESULTS = Path("benchmarks/results")
 MAIN, OTHERS = "bench_eval.json", ("bench_eval_h200.json",)
-BEGIN, END = "<!-- bench-eval: written by python -m benchmarks.bench_table -->", "<!-- end of bench-eval -->"
+BLOCK = Block("<!-- bench-eval: written by python -m benchmarks.bench_table -->", "<!-- end of bench-eval -->")
 TASKS = {
     "poison_auprc": "poison",
     "poison_hard_auprc": "poison, hard negatives",
@@ -49,11 +50,11 @@ def tables(main: dict[str, Any], others: list[dict[str, Any]]) -> str:
         if name != "teacher":
             gap = summary["student_minus"].get(name, {}).get("per_query_spearman")
             cells = [with_interval(methods[name]["metrics"][metric]) for metric in FIDELITY]
-            lines.append(_line(NAMES.get(name, name), methods[name]["role"], *cells, "" if gap is None else with_interval(gap, "value")))
+            lines.append(line(NAMES.get(name, name), methods[name]["role"], *cells, "" if gap is None else with_interval(gap, "value")))
     lines += ["", "| method | " + " | ".join(TASKS.values()) + " |", "| --- " * (len(TASKS) + 1) + "|"]
     for name in judged:
         figures = (methods[name]["metrics"][metric] for metric in TASKS)
-        lines.append(_line(NAMES.get(name, name), *("" if figure is None else with_interval(figure) for figure in figures)))
+        lines.append(line(NAMES.get(name, name), *("" if figure is None else with_interval(figure) for figure in figures)))
     lines += ["", *_costs([main, *others], judged)]
     return "\n".join(lines) + "\n"
 
@@ -63,7 +64,7 @@ def _costs(runs: list[dict[str, Any]], names: list[str]) -> list[str]:
     for run in runs:
         where = " ".join(run["hardware"]["gpus"]) or f"{run['hardware']['cpus']} CPU cores"
         header += [f"{where}: set-up, s", "s per 1 000 rows", "break-even, rows"]
-    lines = [_line(*header), "| --- " * len(header) + "|"]
+    lines = [line(*header), "| --- " * len(header) + "|"]
     for name in ("teacher", "student", "bm25", "rep_sim_mean"):
         if name in names:
             costs = [run["summary"]["methods"][name]["cost"] for run in runs]
@@ -72,7 +73,7 @@ def _costs(runs: list[dict[str, Any]], names: list[str]) -> list[str]:
                 for cost in costs
                 for cell in (_number(cost["setup_seconds"]), f"{cost['seconds_per_1000']:.2f}", _number(cost["break_even_rows"]))
             ]
-            lines.append(_line(NAMES.get(name, name), f"{costs[0]['bytes_per_row']:,.0f}", *cells))
+            lines.append(line(NAMES.get(name, name), f"{costs[0]['bytes_per_row']:,.0f}", *cells))
     return lines
 
 
@@ -85,26 +86,15 @@ def _value(method: dict[str, Any], metric: str) -> float:
     return -1.0 if figure is None else float(figure["mean"])
 
 
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def load(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Read the results of the main run and of other machines."""
     main, *others = [json.loads((folder / name).read_text()) for name in (MAIN, *OTHERS)]
     return main, others
 
 
-def quoted(readme: str) -> str:
-    """Return what stands between the marks."""
-    return readme.split(BEGIN, 1)[1].split(END, 1)[0].strip("\n") + "\n"
-
-
 def main() -> None:
     """Write the tables into the README."""
-    readme = Path("README.md")
-    before, after = readme.read_text().split(BEGIN)[0], readme.read_text().split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n\n{tables(*load(RESULTS))}\n{END}{after}")
+    BLOCK.write(tables(*load(RESULTS)))
 
 
 if __name__ == "__main__":

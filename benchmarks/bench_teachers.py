@@ -9,14 +9,9 @@ Writes benchmarks/results/bench_teachers.json and .md.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
-from benchmarks.bench_eval import minilm
+from benchmarks.bench_eval import find_data, run_steps, shortened
 from benchmarks.bench_pool import write_pool
 from influcoder.runs import git_commit
 
@@ -29,21 +24,13 @@ FOLDS = (0, 1)
 
 def main() -> int:
     """Run the stages that are missing, then copy the figures."""
-    data = Path(os.environ.get("INFLUCODER_DATA", "../shared/data"))
-    if not (data / "poison" / "pool.jsonl.gz").exists():
-        print(f"{data}/poison/pool.jsonl.gz: not there; set INFLUCODER_DATA to the folder of the benchmark data", file=sys.stderr)
+    data = find_data()
+    if data is None:
         return 2
     if not (ROOT / "data" / "rows.jsonl").exists():
         write_pool(data, ROOT / "data", benign=BENIGN, passages=0)
-    environment = os.environ | {"INFLUCODER_DATA": str(data), "MINILM": minilm()}
-    steps, started = plan(), time.monotonic()
-    for number, (name, command) in enumerate(steps, 1):
-        if (ROOT / name).exists():
-            continue
-        print(f"\n[{number}/{len(steps)}, {(time.monotonic() - started) / 60:.0f} min] $ python -m {' '.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, "-m", *command], env=environment, check=False).returncode
-        if code and not (ROOT / name).exists():  # a failed gate leaves a finished run: its figures are worth printing
-            return code
+    if code := run_steps(ROOT, plan(), data):
+        return code
     publish()
     return 0
 
@@ -70,19 +57,11 @@ def publish() -> None:
         "hardware": records["eval"]["hardware"],
         "stage_seconds": {name: record["seconds"] for name, record in records.items()},
         "teachers": {name: {key: record.get(key) for key in told} for name, record in records.items() if name.startswith("teacher")},
-        "summary": {key: _rounded(value) for key, value in summary.items() if key not in ("tasks", "query_set")},
+        "summary": {key: shortened(value) for key, value in summary.items() if key not in ("tasks", "query_set")},
     }
     (RESULTS / "bench_teachers.json").write_text(json.dumps(figures, indent=1) + "\n")
     (RESULTS / "bench_teachers.md").write_text((ROOT / "eval" / "table.md").read_text())
     print(f"{RESULTS}/bench_teachers.json")
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items() if key != "curves"}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return round(value, 4) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

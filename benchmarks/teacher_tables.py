@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.readme_block import Block, line
 from eval.table import with_interval
 
 RESULTS = Path("benchmarks/results")
-BEGIN, END = "<!-- teachers: written by python -m benchmarks.teacher_tables -->", "<!-- end of teachers -->"
+BLOCK = Block("<!-- teachers: written by python -m benchmarks.teacher_tables -->", "<!-- end of teachers -->")
 TASKS = {
     "poison_auprc": "poison",
     "poison_hard_auprc": "poison, hard negatives",
@@ -47,20 +48,20 @@ def projections(figures: dict[str, Any]) -> list[str]:
     lines.append("| --- " * 6 + "|")
     for name, found in figures["projections"].items():
         rhos = (f"{found[key]:.2f}".removeprefix("0") for key in ("seed_to_seed", "exact", "exact_of_mean"))
-        lines.append(_line(name, *rhos, f"{found['seconds_per_1000']:.0f}", f"{found['bytes_per_row']:,}"))
+        lines.append(line(name, *rhos, f"{found['seconds_per_1000']:.0f}", f"{found['bytes_per_row']:,}"))
     return lines
 
 
 def methods(figures: dict[str, Any]) -> list[str]:
     """Return the table of methods and floors."""
     judged, told = figures["summary"]["methods"], figures["teachers"]
-    lines = [_line("method", *TASKS.values(), "seed to seed", "s per 1 000 rows"), "| --- " * (len(TASKS) + 3) + "|"]
+    lines = [line("method", *TASKS.values(), "seed to seed", "s per 1 000 rows"), "| --- " * (len(TASKS) + 3) + "|"]
     for name, title in (TEACHERS | FLOORS).items():
         cells = [judged[name]["metrics"][task] for task in TASKS]
         noise = told.get(name if name == "teacher" else f"teacher-{name}", {}).get("seed_agreement")
         cost = judged[name]["cost"] if name in TEACHERS else None
         lines.append(
-            _line(
+            line(
                 title,
                 *("" if cell is None else with_interval(cell) for cell in cells),
                 "" if noise is None else f"{noise:.2f}".removeprefix("0"),
@@ -82,20 +83,9 @@ def tables(folder: Path) -> str:
     return "\n".join([*methods(judged), "", *projections(found)]) + "\n"
 
 
-def quoted(readme: str) -> str:
-    """Return what stands between the marks."""
-    return readme.split(BEGIN, 1)[1].split(END, 1)[0].strip("\n") + "\n"
-
-
 def main() -> None:
     """Write the tables into the README."""
-    readme = Path("README.md")
-    before, after = readme.read_text().split(BEGIN)[0], readme.read_text().split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n\n{tables(RESULTS)}\n{END}{after}")
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+    BLOCK.write(tables(RESULTS))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.bench_eval import ROOT, plan
 from benchmarks.bench_pool import TASKS, write_pool
-from benchmarks.bench_table import load, quoted, tables
+from benchmarks.bench_table import BLOCK, load, tables
 from eval.config import EvalConfig
 from influcoder.program import parse_config
 
@@ -33,7 +33,7 @@ def test_eval_judges_the_runs_that_the_plan_makes(repository: Path) -> None:
 
 
 def test_the_readme_quotes_the_published_figures(repository: Path) -> None:
-    assert quoted((repository / "README.md").read_text()) == tables(*load(repository / "benchmarks" / "results"))
+    assert BLOCK.quoted((repository / "README.md").read_text()) == tables(*load(repository / "benchmarks" / "results"))
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from benchmarks.bench_teachers import ROOT, plan
 from benchmarks.projections import PROJECTIONS
-from benchmarks.teacher_tables import FLOORS, TASKS, TEACHERS, load, quoted, tables
+from benchmarks.teacher_tables import BLOCK, FLOORS, TASKS, TEACHERS, load, tables
 from eval.config import EvalConfig
 from influcoder.program import parse_config
 from teacher.config import TeacherConfig
@@ -26,9 +25,8 @@ def test_eval_judges_the_runs_that_the_plan_makes(repository: Path) -> None:
 
 def test_the_readme_quotes_the_published_figures(repository: Path) -> None:
     results = repository / "benchmarks" / "results"
-    assert quoted((repository / "README.md").read_text()) == tables(results)
+    assert BLOCK.quoted((repository / "README.md").read_text()) == tables(results)
     found, judged = load(results)
     assert set(found["projections"]) <= set(PROJECTIONS)
     assert {*TEACHERS, *FLOORS} <= set(judged["summary"]["methods"])
     assert all(task in judged["summary"]["methods"]["bm25"]["metrics"] for task in TASKS)
-    assert json.dumps(judged)
