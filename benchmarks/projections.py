@@ -34,14 +34,10 @@ BASIS_ROWS = 128
 PROJECTIONS = {
     "random 16, CountSketch": GradientConfig(rank=16, factors="random", dim=65536),
     "random 64, CountSketch": GradientConfig(rank=64, factors="random", dim=65536),
-    "whole, CountSketch": GradientConfig(rank=None, factors="random", dim=65536),
-    "random 32 x 32": GradientConfig(rank=32, output_rank=32, factors="random", sketch="none"),
     "leading 16, CountSketch, 16 384": GradientConfig(rank=16, dim=16384),
     "leading 16, CountSketch": GradientConfig(rank=16, dim=65536),
-    "leading 32, CountSketch": GradientConfig(rank=32, dim=65536),
     "leading 64, CountSketch": GradientConfig(rank=64, dim=65536),
     "leading 32 x 32": GradientConfig(rank=32, output_rank=32, sketch="none"),
-    "leading 64 x 64": GradientConfig(rank=64, output_rank=64, sketch="none"),
 }
 
 

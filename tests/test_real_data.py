@@ -21,7 +21,7 @@ def test_gradients_of_a_real_decoder_do_not_depend_on_batch_mates(data_folder: P
     decoder = load_decoder(DecoderConfig(path=str(data_folder / "models" / "small-lm"), device="cpu"), [], 0)
     rows = tokenize(truncate_all(read_examples(source), TextFormat(max_prompt_chars=100, max_response_chars=100)), decoder)
     assert len({len(row.input_ids) for row in rows}) > 3, "rows of one length would not be padded"
-    projector = GradientProjector(decoder, GradientConfig(rank=8, dim=2048), seeds=(0, 1))
+    projector = GradientProjector(decoder, GradientConfig(rank=8, factors="random", dim=2048), seeds=(0, 1))
     together = projector.project(rows)
     for place, row in enumerate(rows):
         alone = projector.project([row])[:, 0]

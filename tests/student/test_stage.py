@@ -19,6 +19,7 @@ from torch import Tensor
 
 from influcoder.errors import DataError, InflucoderError, RunError
 from influcoder.examples import fingerprint, load_examples, write_examples
+from influcoder.features import create_store, load_features, write_shard
 from influcoder.runs import open_run, partial_folder
 from influcoder.splits import SplitConfig
 from influcoder.text_format import load_text_format
@@ -255,14 +256,24 @@ def test_a_student_of_queries_ranks_unseen_rows_for_unseen_queries(asked_teacher
     assert figures["test", "encoder"] > figures["test", "initial_encoder"] + 0.2, figures
 
 
+def remake_store(store: Path, **changes: str) -> None:
+    """Write a store anew under another manifest: its shards name the store that they belong to."""
+    features = load_features(store)
+    manifest = replace(features.manifest, **changes)  # type: ignore[arg-type]  # all of them strings
+    shutil.rmtree(store)
+    create_store(store, manifest)
+    for shard in range(manifest.num_shards):
+        write_shard(store, shard, features.vectors[manifest.rows_of(shard)])
+
+
 def test_a_query_and_its_copy_among_the_rows_share_a_part(tmp_path: Path) -> None:
     teacher = make_teacher(tmp_path / "teacher", num_queries=60)
     rows = load_examples(teacher / "rows.parquet")
     queries = [replace(row, id=f"copy of {row.id}") for row in rows[:60]]
     write_examples(teacher / "queries.parquet", queries)
-    for path in (teacher / "run.json", teacher / "features" / "seed-4" / "queries" / "manifest.json"):
-        name = "queries_fingerprint" if path.name == "run.json" else "rows_fingerprint"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {name: fingerprint(queries)}))
+    record = teacher / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"queries_fingerprint": fingerprint(queries)}))
+    remake_store(teacher / "features" / "seed-4" / "queries", rows_fingerprint=fingerprint(queries))
     target = load_target(make_config(teacher, tmp_path / "student", asks="queries"))
     assert target.askers.parts == target.rows.parts[:60]
     assert target.rows.parts == load_target(make_config(teacher, tmp_path / "student")).rows.parts  # as where rows ask
@@ -327,8 +338,7 @@ def test_other_rows_are_refused(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_features_of_other_rows_are_refused(teacher: Path, tmp_path: Path) -> None:
-    path = teacher / "features" / "seed-4" / "rows" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"rows_fingerprint": "0" * 16}))
+    remake_store(teacher / "features" / "seed-4" / "rows", rows_fingerprint="0" * 16)
     with pytest.raises(RunError, match=r"features is of rows 0{16}, run\.json of"):
         run_stage(make_config(teacher, tmp_path / "student"))
 
