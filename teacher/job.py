@@ -110,17 +110,20 @@ def find_bases(
     if config.gradients.factors == "random" or not inputs + outputs or any(".lora_A." in name for name in layers):
         return []
     paths = [folder / "basis" / f"seed-{seed}.safetensors" for seed in config.seeds]
+    fit = partial(fit_basis, decoder, layers, inputs=inputs, outputs=outputs)
     for seed, path in zip(config.seeds, paths, strict=True):
         if processes.first and not path.exists():
             sample = random.Random(seed).sample(list(rows), min(BASIS_ROWS, len(rows)))
-            budget = Budget(None, config.gradients.max_batch_tokens)
-            fit = partial(fit_basis, decoder, layers, sample, inputs=inputs, outputs=outputs)
             path.parent.mkdir(exist_ok=True)
             writing = path.with_name(f".{path.name}.writing")
-            within_memory(budget, sample, lambda tokens: fit(max_batch_tokens=tokens)).save(writing)  # noqa: B023
+            _fit_within_memory(fit, sample, config.gradients.max_batch_tokens).save(writing)
             os.replace(writing, path)
     processes.barrier()
     return [Basis.load(path) for path in paths]
+
+
+def _fit_within_memory(fit: Callable[..., Basis], sample: Sequence[TokenizedRow], max_batch_tokens: int) -> Basis:
+    return within_memory(Budget(None, max_batch_tokens), sample, lambda tokens: fit(sample, max_batch_tokens=tokens))
 
 
 def spread(rows: Sequence[TokenizedRow], count: int) -> list[TokenizedRow]:

@@ -53,7 +53,7 @@ def estimate_moments(decoder: Decoder, layers: Mapping[str, Layer], rows: Sequen
         for moments, values in ((first, gradient), (second, gradient.square())):
             moments[name] = moments.get(name, 0) + values.sum(0) / len(rows)
 
-    for _ in whole_gradients(decoder, layers, rows, max_batch_tokens, add):
+    for _ in whole_gradients(decoder, layers, rows, add, max_batch_tokens=max_batch_tokens):
         pass
     shaped = ({name: moment.view(layers[name].out_features, -1) for name, moment in moments.items()} for moments in (first, second))
     return Moments(*shaped)

@@ -76,23 +76,31 @@ def fit_basis(
         max_batch_tokens: padded tokens a batch.
     """
     found: dict[str, dict[str, Tensor]] = {"inputs": {}, "outputs": {}}
+    counts = {"inputs": inputs, "outputs": outputs}
     for group in _groups(layers, inputs, outputs):
-        moments: dict[tuple[str, str], Tensor] = {}
-
-        def consume(name: str, x: Tensor, delta: Tensor) -> None:
-            x, delta = x.flatten(0, 1).float(), delta.flatten(0, 1).float()
-            for side, count, mine, other in (("inputs", inputs, x, delta), ("outputs", outputs, delta, x)):
-                if count:
-                    weighted = mine * other.square().sum(1, keepdim=True)
-                    moments[side, name] = moments.get((side, name), 0) + weighted.T @ mine  # noqa: B023
-
-        for positions in token_batches(rows, max_batch_tokens):
-            batch = pad([rows[position] for position in positions], pad_token_id(decoder.tokenizer), decoder.device)
-            with frozen(decoder.model), capture(group, consume), torch.enable_grad():
-                row_losses(decoder.model, *batch).sum().backward()
-        for (side, name), moment in moments.items():
-            found[side][name] = leading_directions(moment, inputs if side == "inputs" else outputs).cpu()
+        for (side, name), moment in _second_moments(decoder, group, rows, counts, max_batch_tokens).items():
+            found[side][name] = leading_directions(moment, counts[side]).cpu()
     return Basis(**found)
+
+
+def _second_moments(
+    decoder: Decoder, layers: Mapping[str, Layer], rows: Sequence[TokenizedRow], counts: Mapping[str, int], max_batch_tokens: int
+) -> dict[tuple[str, str], Tensor]:
+    """Return the weighted second moments by side and layer, (F, F), of the sides whose count is above 0."""
+    moments: dict[tuple[str, str], Tensor] = {}
+
+    def consume(name: str, x: Tensor, delta: Tensor) -> None:
+        x, delta = x.flatten(0, 1).float(), delta.flatten(0, 1).float()
+        for side, mine, other in (("inputs", x, delta), ("outputs", delta, x)):
+            if counts[side]:
+                weighted = mine * other.square().sum(1, keepdim=True)
+                moments[side, name] = moments.get((side, name), 0) + weighted.T @ mine
+
+    for positions in token_batches(rows, max_batch_tokens):
+        batch = pad([rows[position] for position in positions], pad_token_id(decoder.tokenizer), decoder.device)
+        with frozen(decoder.model), capture(layers, consume), torch.enable_grad():
+            row_losses(decoder.model, *batch).sum().backward()
+    return moments
 
 
 def leading_directions(moment: Tensor, count: int) -> Tensor:

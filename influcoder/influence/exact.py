@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ from influcoder.influence.capture import Layer, capture, frozen, outer_sum
 from influcoder.influence.decoder import Decoder
 from influcoder.influence.gradients import Transform
 from influcoder.influence.tokens import TokenizedRow, pad, pad_token_id, row_losses, token_batches
+
+Use = Callable[[list[int], str, Tensor], None]
+Take = Callable[..., Iterator[list[int]]]
+"""`whole_gradients` of one decoder"""
 
 
 @dataclass(frozen=True)
@@ -76,26 +81,15 @@ def exact_products(
         raise ConfigError(
             f"exact products: a gradient takes {bytes_each:,} bytes; expected at most {max_bytes:,}; allow more, or go without"
         )
+    take = partial(whole_gradients, decoder, layers, max_batch_tokens=max_batch_tokens, unit_layers=unit_layers)
     products, row_squares = torch.zeros(len(queries), len(rows), dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
     query_squares = torch.zeros(len(queries), dtype=torch.float64)
     starts = range(0, len(queries), size)
     with tqdm(total=len(starts) * len(rows), desc="exact products", unit="row", disable=None, leave=False) as progress:
         for start in starts:
-            block = queries[start : start + size]
-            held: dict[str, Tensor] = {}
-
-            def hold(positions: list[int], name: str, gradient: Tensor) -> None:
-                held.setdefault(name, gradient.new_zeros(len(block), gradient.shape[1]))[positions] = gradient  # noqa: B023
-                query_squares[[start + position for position in positions]] += _squares(gradient)  # noqa: B023
-
-            def multiply(positions: list[int], name: str, gradient: Tensor) -> None:
-                products[start : start + len(block), positions] += (held[name] @ gradient.T).double().cpu()  # noqa: B023
-                if start == 0:  # noqa: B023
-                    row_squares[positions] += _squares(gradient)
-
-            for _ in whole_gradients(decoder, layers, block, max_batch_tokens, hold, query_transform, unit_layers=unit_layers):
-                pass
-            for positions in whole_gradients(decoder, layers, rows, max_batch_tokens, multiply, row_transform, unit_layers=unit_layers):
+            block = slice(start, start + size)
+            held, query_squares[block] = _hold(take, queries[block], query_transform)
+            for positions in _multiply(take, held, rows, row_transform, products[block], row_squares if start == 0 else None):
                 progress.update(len(positions))
     return ExactProducts(products.numpy(), query_squares.sqrt().numpy(), row_squares.sqrt().numpy())
 
@@ -104,24 +98,57 @@ def whole_gradients(
     decoder: Decoder,
     layers: Mapping[str, Layer],
     rows: Sequence[TokenizedRow],
-    max_batch_tokens: int,
-    use: Callable[[list[int], str, Tensor], None],
+    use: Use,
     transform: Transform | None = None,
     *,
+    max_batch_tokens: int,
     unit_layers: bool = False,
 ) -> Iterator[list[int]]:
     """Call `use(positions, layer, gradients (B, O * I) float32)` for every batch and layer; yield the positions of each finished batch."""
     for positions in token_batches(rows, max_batch_tokens):
+        use_batch = partial(use, positions)
 
-        def consume(name: str, x: Tensor, delta: Tensor) -> None:
+        def consume(name: str, x: Tensor, delta: Tensor, use_batch: Callable[[str, Tensor], None] = use_batch) -> None:
             gradient = outer_sum(x, delta)
             flat = (gradient if transform is None else transform(name, gradient)).flatten(1)
-            use(positions, name, torch.nn.functional.normalize(flat) if unit_layers else flat)  # noqa: B023
+            use_batch(name, torch.nn.functional.normalize(flat) if unit_layers else flat)
 
         batch = pad([rows[position] for position in positions], pad_token_id(decoder.tokenizer), decoder.device)
         with frozen(decoder.model), capture(layers, consume), torch.enable_grad():
             row_losses(decoder.model, *batch).sum().backward()
         yield positions
+
+
+def _hold(take: Take, queries: Sequence[TokenizedRow], transform: Transform | None) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the queries' gradients by layer, each (Q, O * I), and their squared lengths."""
+    held: dict[str, Tensor] = {}
+    squares = torch.zeros(len(queries), dtype=torch.float64)
+
+    def hold(positions: list[int], name: str, gradient: Tensor) -> None:
+        held.setdefault(name, gradient.new_zeros(len(queries), gradient.shape[1]))[positions] = gradient
+        squares[positions] += _squares(gradient)
+
+    for _ in take(queries, hold, transform):
+        pass
+    return held, squares
+
+
+def _multiply(
+    take: Take,
+    held: Mapping[str, Tensor],
+    rows: Sequence[TokenizedRow],
+    transform: Transform | None,
+    products: Tensor,
+    squares: Tensor | None,
+) -> Iterator[list[int]]:
+    """Add the held gradients' products with every row to `products`, and the rows' squared lengths to `squares`, batch by batch."""
+
+    def multiply(positions: list[int], name: str, gradient: Tensor) -> None:
+        products[:, positions] += (held[name] @ gradient.T).double().cpu()
+        if squares is not None:
+            squares[positions] += _squares(gradient)
+
+    yield from take(rows, multiply, transform)
 
 
 def _squares(gradient: Tensor) -> Tensor:

@@ -126,7 +126,7 @@ def test_whole_gradients_hand_over_every_row_of_every_layer_once() -> None:
             assert (position, name) not in found
             found[position, name] = row
 
-    batches = list(whole_gradients(decoder, layers, rows, 64, use))
+    batches = list(whole_gradients(decoder, layers, rows, use, max_batch_tokens=64))
     assert len(batches) > 1 and sorted(position for batch in batches for position in batch) == list(range(len(rows)))
     assert found.keys() == {(position, name) for position in range(len(rows)) for name in layers}
     for position, row in enumerate(rows):
