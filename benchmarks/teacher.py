@@ -3,7 +3,7 @@
     python -m benchmarks.teacher [--rows N] [--architecture small|qwen3-0.6b | --model FOLDER] [--bergson PYTHON]
 
 All take the same rows (the first of INFLUCODER_DATA's poison pool, in small-lm's tokens) with the loss on the response, all but the
-loop in length-sorted batches of at most 4096 padded tokens. After a warm-up they take turns, so that a slow minute of the machine
+loop in length-sorted batches of at most --tokens padded tokens. After a warm-up they take turns, so that a slow minute of the machine
 falls on all; figures are medians. Random weights cost what trained ones do. Writes benchmarks/results/teacher_speed.json.
 """
 
@@ -40,9 +40,9 @@ from influcoder.text_format import TextFormat, truncate_all
 
 CONFIGS: dict[str, dict[str, Any]] = {"default": {}, "random factors": {"factors": "random"}, "rank 16": {"rank": 16, "factors": "random"}}
 """what is measured of ours: settings of GradientConfig by name"""
-TOKENS, BASIS_ROWS = 4096, 32
-"""padded tokens a batch, of every contender; rows that leading factors are fitted on"""
-SPECIAL: dict[str, Any] = {"tie_word_embeddings": True, "eos_token_id": 1, "pad_token_id": 0, "max_position_embeddings": TOKENS}
+BASIS_ROWS, MAX_TOKENS = 32, 4096
+"""rows that leading factors are fitted on; the decoders' context"""
+SPECIAL: dict[str, Any] = {"tie_word_embeddings": True, "eos_token_id": 1, "pad_token_id": 0, "max_position_embeddings": MAX_TOKENS}
 SMALL: dict[str, Any] = {"vocab_size": 8192, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, **SPECIAL}
 QWEN: dict[str, Any] = {"vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, **SPECIAL}
 ARCHITECTURES = {
@@ -60,20 +60,20 @@ def make_decoder(options: argparse.Namespace) -> Decoder:
         return load_decoder(DecoderConfig(path=options.model, dtype=options.dtype, device=options.device), [], 0)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(ARCHITECTURES[options.architecture], dtype=getattr(torch, options.dtype))
-    return Decoder(model.to(resolve_device(options.device)), AutoTokenizer.from_pretrained(DATA / "models" / "small-lm"), TOKENS)
+    return Decoder(model.to(resolve_device(options.device)), AutoTokenizer.from_pretrained(DATA / "models" / "small-lm"), MAX_TOKENS)
 
 
-def make_projector(decoder: Decoder, name: str, rows: Rows) -> GradientProjector:
+def make_projector(decoder: Decoder, name: str, rows: Rows, tokens: int) -> GradientProjector:
     """Return the projector of a line of CONFIGS, its basis (where it has one) fitted on a few of `rows`."""
-    config, layers = GradientConfig(**CONFIGS[name]), gradient_layers(decoder.model)
+    config, layers = GradientConfig(**CONFIGS[name], max_batch_tokens=tokens), gradient_layers(decoder.model)
     sizes = {"inputs": config.rank or 0, "outputs": config.output_rank or 0}
-    bases = [fit_basis(decoder, layers, rows[:BASIS_ROWS], **sizes, max_batch_tokens=TOKENS)] if config.factors == "leading" else []
+    bases = [fit_basis(decoder, layers, rows[:BASIS_ROWS], **sizes, max_batch_tokens=tokens)] if config.factors == "leading" else []
     return GradientProjector(decoder, config, seeds=[0], layers=layers, bases=bases)
 
 
 def project(projector: GradientProjector) -> Contender:
     """(b) Ours: batches in, features out, each brought to the CPU and dropped."""
-    return lambda rows: [features.cpu().shape for _, features in projector.project_all(rows, TOKENS)]
+    return lambda rows: [features.cpu().shape for _, features in projector.project_all(rows)]
 
 
 def add_lora(decoder: Decoder, rank: int) -> PeftModel:
@@ -82,13 +82,13 @@ def add_lora(decoder: Decoder, rank: int) -> PeftModel:
     return cast(PeftModel, get_peft_model(decoder.model, config, autocast_adapter_dtype=False))
 
 
-def train_lora(decoder: Decoder) -> Contender:
+def train_lora(decoder: Decoder, tokens: int) -> Contender:
     """(a) Plain training: LoRA of rank 16, AdamW, a step a batch on the mean of its rows' losses. Changes the decoder."""
     model = add_lora(decoder, 16).train()
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-4)
 
     def train(rows: Rows) -> None:
-        for positions in token_batches(rows, TOKENS):
+        for positions in token_batches(rows, tokens):
             batch = pad([rows[position] for position in positions], pad_token_id(decoder.tokenizer), decoder.device)
             row_losses(model, *batch).mean().backward()
             optimizer.step()
@@ -134,7 +134,7 @@ print("TOKENS_PER_SECOND", sum(tokens for _, tokens in seen[1:]) / (seen[-1][0] 
 """a build that tells its speed from the end of its first batch, which draws its projections, to the end of its last"""
 
 
-def bergson(python: str, decoder: Decoder, dim: int, folder: Path) -> Callable[[Rows], float]:
+def bergson(python: str, decoder: Decoder, dim: int, tokens: int, folder: Path) -> Callable[[Rows], float]:
     """(d) `bergson build` on the same model, tokens, loss and type; returns its tokens/s.
 
     It has no LoRA-B and no CountSketch: two dense sign matrices reduce each layer's whole gradient to P x P numbers, P such that all
@@ -144,7 +144,7 @@ def bergson(python: str, decoder: Decoder, dim: int, folder: Path) -> Callable[[
     decoder.tokenizer.save_pretrained(folder / "model")
     on_cpu, side = decoder.device.type == "cpu", round((dim / len(gradient_layers(decoder.model))) ** 0.5)
     command = [python, "-c", BERGSON, "build", f"{folder}/index", "--overwrite", "--loss_reduction=mean", f"--model={folder}/model"]
-    command += [f"--dataset={folder}/rows.jsonl", f"--token_batch_size={TOKENS}", f"--projection_dim={side}"]
+    command += [f"--dataset={folder}/rows.jsonl", f"--token_batch_size={tokens}", f"--projection_dim={side}"]
     command += ["--precision", "bf16" if decoder.model.dtype == torch.bfloat16 else "fp32"]
     environment = os.environ | {"HF_HOME": f"{folder}/cache", "HF_HUB_OFFLINE": "1"} | ({"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {})
 
@@ -161,9 +161,9 @@ def bergson(python: str, decoder: Decoder, dim: int, folder: Path) -> Callable[[
 
 def measure_speed(decoder: Decoder, rows: Rows, options: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     """Return the tokens/s of every repeat, by contender."""
-    build = bergson(options.bergson, decoder, GradientConfig().dim, folder) if options.bergson else None
-    projectors = {name: make_projector(decoder, name, rows) for name in CONFIGS}
-    contenders: dict[str, Contender] = {"lora training": train_lora(replace(decoder, model=copy.deepcopy(decoder.model)))}
+    build = bergson(options.bergson, decoder, GradientConfig().dim, options.tokens, folder) if options.bergson else None
+    projectors = {name: make_projector(decoder, name, rows, options.tokens) for name in CONFIGS}
+    contenders: dict[str, Contender] = {"lora training": train_lora(replace(decoder, model=copy.deepcopy(decoder.model)), options.tokens)}
     contenders |= {name: project(projector) for name, projector in projectors.items()}
     contenders["single rows"] = single_rows(replace(decoder, model=copy.deepcopy(decoder.model)), projectors["default"])
     for run in contenders.values():
@@ -181,19 +181,19 @@ def measure_speed(decoder: Decoder, rows: Rows, options: argparse.Namespace, fol
     return found
 
 
-def peak_bytes(decoder: Decoder, rows: Rows, contender: str) -> int:
+def peak_bytes(decoder: Decoder, rows: Rows, contender: str, tokens: int) -> int:
     """Return by how much one pass, with all that it needs, raises this process's memory; on a GPU the memory there."""
     cuda = decoder.device.type == "cuda"
     if not cuda:
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
     before = torch.cuda.memory_allocated() if cuda else int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    (train_lora(decoder) if contender == "lora training" else project(make_projector(decoder, contender, rows)))(rows)
+    (train_lora(decoder, tokens) if contender == "lora training" else project(make_projector(decoder, contender, rows, tokens)))(rows)
     return (torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) - before
 
 
 def measure_memory(options: argparse.Namespace) -> dict[str, dict[str, int]]:
     """Return peak bytes by contender and number of rows, each in a process of its own."""
-    given = {name: getattr(options, name) for name in ("architecture", "model", "dtype", "device")}
+    given = {name: getattr(options, name) for name in ("architecture", "model", "tokens", "dtype", "device")}
     command = [sys.executable, "-m", "benchmarks.teacher", *(f"--{name}={value}" for name, value in given.items() if value)]
     found: dict[str, dict[str, int]] = {name: {} for name in ("lora training", *CONFIGS)}
     for contender, peaks in found.items():
@@ -212,7 +212,7 @@ def publish(decoder: Decoder, speed: dict[str, list[float]], memory: dict[str, d
     figures = {
         "git_commit": git_commit(),
         "hardware": torch.cuda.get_device_name() if decoder.device.type == "cuda" else f"{os.cpu_count()} CPU cores",
-        "settings": settings | {"max_batch_tokens": TOKENS, "configs": CONFIGS, "parameters": decoder.model.num_parameters()},
+        "settings": settings | {"configs": CONFIGS, "parameters": decoder.model.num_parameters()},
         "tokens_per_second": speed,
         "speed_to_training": ratios,
         "peak_bytes": memory,
@@ -224,7 +224,7 @@ def publish(decoder: Decoder, speed: dict[str, list[float]], memory: dict[str, d
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line, measure, publish."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.teacher", description=(__doc__ or "").splitlines()[0])
-    for name, count in (("--rows", 128), ("--repeats", 3)):
+    for name, count in (("--rows", 128), ("--repeats", 3), ("--tokens", 1024)):
         parser.add_argument(name, type=int, default=count)
     parser.add_argument("--architecture", choices=list(ARCHITECTURES), default="small", help="random weights of this shape")
     texts = {"--model": "folder of a causal LM, not random weights", "--bergson": "a Python that has it", "--memory-of": argparse.SUPPRESS}
@@ -237,12 +237,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pool = DataSource(paths=(f"{DATA}/poison/pool.jsonl.gz",), limit=options.rows)
     rows = tokenize(truncate_all(read_examples(pool), TextFormat()), decoder)
     if options.memory_of:
-        print(peak_bytes(decoder, rows, options.memory_of))
+        print(peak_bytes(decoder, rows, options.memory_of, options.tokens))
         return 0
     print("" if options.bergson else "bergson build: not measured; give --bergson the interpreter of an environment that has it")
     with tempfile.TemporaryDirectory() as folder:
         speed = measure_speed(decoder, rows, options, Path(folder))
-    publish(decoder, speed, measure_memory(options), vars(options) | {"tokens": sum(len(row.input_ids) for row in rows)})
+    publish(decoder, speed, measure_memory(options), vars(options) | {"row_tokens": sum(len(row.input_ids) for row in rows)})
     return 0
 
 
