@@ -92,7 +92,7 @@ def row_losses(model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor
     kept = input_ids.shape[1] - int(response_mask.argmax(1).min()) + 1
     logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=kept).logits[:, :-1].float()
     targets, mask = input_ids[:, 1 - kept :], response_mask[:, 1 - kept :]
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(mask)
     return (losses * mask).sum(1) / mask.sum(1)
 
 
