@@ -48,6 +48,8 @@ class Run:
     """goes into run.json: fingerprints of inputs, seeds, figures"""
     worth_resuming: bool = False
     """set by a resumable stage once the folder holds work that an error should not cost"""
+    seconds_before: float = 0.0
+    """time that a resumed run took before it was killed"""
 
 
 @contextmanager
@@ -78,7 +80,7 @@ def create_run(output: Path, stage: str, config_yaml: str, *, resume: bool = Fal
     run, started = Run(folder=partial, worth_resuming=resumed), time.monotonic()
     try:
         yield run
-        record = _describe(stage, time.monotonic() - started) | run.facts
+        record = _describe(stage, run.seconds_before + time.monotonic() - started) | run.facts
         write_text_atomic(partial / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     except BaseException:
         if not run.worth_resuming:

@@ -30,7 +30,8 @@ HINTS = (
     r"`is_gradient_checkpointing` is deprecated",  # PEFT's use of transformers
     r".*does not have many workers",  # tokenising a block is nothing beside its backward pass
     r"The number of training batches .* is smaller than the logging interval",
-    r"Experiment logs directory .* exists and is not empty",  # an interrupted run begins its log anew
+    r"You're resuming from a checkpoint that ended before the epoch ended",  # a student's blocks follow from their place in the epoch
+    r"Experiment logs directory .* exists and is not empty",  # an interrupted run begins its log anew, or gives it its rows back
 )
 
 

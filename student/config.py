@@ -52,6 +52,8 @@ class RecipeConfig:
     8 x 16 labels a step, Pearson and row KL"""
     block_rows: int = 128
     """full_block: texts of a block; its labels are block_rows^2 - block_rows; where queries ask, they are at most half of the texts"""
+    max_batch_tokens: int = 16384
+    """padded tokens that are embedded at once; a larger block is embedded twice, in chunks, for the same gradient in less memory"""
     target_exponent: float = 0.5
     """full_block: the teacher's cosines become sign(t) |t|^exponent; 1 leaves them, less lets small differences count more"""
     row_weight: float = 0.5
@@ -71,6 +73,8 @@ class RecipeConfig:
                 f"recipe: block_rows {self.block_rows}, num_queries {self.num_queries}, num_candidates {self.num_candidates}, "
                 f"temperature {self.temperature}; expected at least 4, 1, 2, and a positive temperature"
             )
+        if self.max_batch_tokens < 1:
+            raise ConfigError(f"recipe: max_batch_tokens {self.max_batch_tokens}; expected at least 1")
         if self.target_exponent <= 0:
             raise ConfigError(f"recipe: target_exponent {self.target_exponent}; expected a positive number")
         if not (0 <= self.row_weight <= 1 and 0 <= self.kl_weight <= 1):
@@ -86,8 +90,12 @@ class OptimizerConfig:
     warmup_share: float = 0.1
     """share of the steps before the peak, 0 to 1"""
     weight_decay: float = 0.01
+    ema: float | None = None
+    """decay a step of an exponential moving average of the weights, such as .99; it is what is validated and saved. null: none"""
 
     def __post_init__(self) -> None:
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"optimizer: ema {self.ema}; expected a decay between 0 and 1, such as 0.99, or null")
         if self.learning_rate <= 0 or not 0 <= self.warmup_share <= 1:
             raise ConfigError(f"optimizer: learning_rate {self.learning_rate}, warmup_share {self.warmup_share}; expected > 0, 0 to 1")
 
@@ -118,5 +126,14 @@ class StudentConfig:
     shuffle_target: bool = False
     """control, never for use: every training and validation row (or query) gets the target of another; such a student must score
     like a floor"""
+    save_every_seconds: float = 300.0
+    """how often the state of the training is saved, at most: what a kill can cost. The same command goes on from there"""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """arguments of lightning.pytorch.Trainer: max_epochs, max_time, precision, logger, callbacks, ..."""
+    """arguments of lightning.pytorch.Trainer: max_epochs, max_time, precision, devices, strategy (auto or ddp), logger, callbacks, ..."""
+
+    def __post_init__(self) -> None:
+        strategy = self.trainer.get("strategy", "auto")
+        if strategy not in ("auto", "ddp"):
+            raise ConfigError(f"trainer.strategy: {strategy!r}; expected auto, or ddp, whose processes share every block")
+        if self.save_every_seconds < 0:
+            raise ConfigError(f"save_every_seconds: {self.save_every_seconds}; expected seconds, 0 to save after every step")

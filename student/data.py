@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from student.config import RecipeConfig
 
@@ -94,23 +93,29 @@ def _lots(random: np.random.Generator, num: int, size: int, count: int) -> list[
     return lots[:count]
 
 
-class _Blocks(Dataset[Block]):
-    def __init__(self, module: DistillationData, epoch: int) -> None:
-        self.module, pairs = module, module.pairs
-        self.plan = plan_epoch(None if pairs.rows_ask else len(pairs.askers), len(pairs.texts), module.recipe, module.seed, epoch)
+class Blocks:
+    """An epoch's blocks, made as they are asked for."""
+
+    def __init__(self, pairs: Pairs, tokenize: Tokenize, plan: list[tuple[Places, Places]], trainer: Trainer | None) -> None:
+        self.pairs, self.tokenize, self.plan, self.trainer = pairs, tokenize, plan, trainer
 
     def __len__(self) -> int:
         return len(self.plan)
 
-    def __getitem__(self, place: int) -> Block:
-        pairs, (asked, ranked) = self.module.pairs, self.plan[place]
+    def __iter__(self) -> Iterator[Block]:
+        done = self.trainer.fit_loop.batch_idx + 1 if self.trainer else 0  # of this epoch: none, unless a saved state was restored
+        for asked, ranked in self.plan[done:]:
+            yield self._make(asked, ranked)
+
+    def _make(self, asked: Places, ranked: Places) -> Block:
+        pairs = self.pairs
         texts, queries = [pairs.texts[row] for row in ranked], torch.arange(len(ranked))
         candidates = queries
         if asked is not ranked:
             texts = [pairs.askers[query] for query in asked] + texts
             queries, candidates = torch.arange(len(asked)), len(asked) + candidates
         target = torch.from_numpy(pairs.asking[asked]) @ torch.from_numpy(pairs.features[ranked]).T
-        return Block(tokens=self.module.tokenize(texts), queries=queries, candidates=candidates, target=target)
+        return Block(tokens=self.tokenize(texts), queries=queries, candidates=candidates, target=target)
 
 
 class DistillationData(LightningDataModule):
@@ -120,7 +125,8 @@ class DistillationData(LightningDataModule):
         super().__init__()
         self.pairs, self.tokenize, self.recipe, self.seed = pairs, tokenize, recipe, seed
 
-    def train_dataloader(self) -> DataLoader[Block]:
+    def train_dataloader(self) -> Blocks:
         """Return the blocks of the current epoch."""
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        return DataLoader(_Blocks(self, epoch), batch_size=None)
+        pairs, epoch = self.pairs, self.trainer.current_epoch if self.trainer else 0
+        num_asking = None if pairs.rows_ask else len(pairs.askers)
+        return Blocks(pairs, self.tokenize, plan_epoch(num_asking, len(pairs.texts), self.recipe, self.seed, epoch), self.trainer)

@@ -99,4 +99,5 @@ def truncated_share(encoder: SentenceTransformer, texts: Sequence[str]) -> float
 
 def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
     """Write a sentence-transformers folder."""
+    tokenize(encoder, [""])  # a tokenizer saves how it was called last: here as in training, whatever came before
     encoder.save_pretrained(str(folder), create_model_card=False)

@@ -1,11 +1,14 @@
 """Load the teacher's features, split, distil, save the encoder.
 
 RUN/encoder/  initial_encoder/  split.parquet  query_split.parquet (where queries ask)  log/metrics.csv
+
+A killed run goes on from its last saved state, RUN/state.safetensors, and ends with the same weights.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,14 +24,15 @@ from sentence_transformers import SentenceTransformer
 from influcoder.errors import DataError, RunError
 from influcoder.examples import fingerprint, load_examples
 from influcoder.features import Manifest, load_features, load_row_vectors
-from influcoder.runs import create_run, open_run, write_text_atomic
+from influcoder.runs import Run, create_run, open_run, partial_folder, write_text_atomic
 from influcoder.splits import Part, assign_split
 from influcoder.text_format import TextFormat, load_text_format, render, save_text_format
-from influcoder.training import make_trainer
 from student.config import StudentConfig
 from student.data import DistillationData, Pairs
 from student.encoder import load_encoder, save_encoder, tokenize, truncated_share
+from student.fit import fit, is_first_process
 from student.module import Distillation, KeepBest
+from student.state import state_file
 
 MINIMUM_ROWS = 6
 
@@ -78,33 +82,43 @@ def run(config: StudentConfig, resolved_yaml: str) -> None:
         RunError: when the teacher run is unfinished, or its features belong to other rows.
         DataError: when a side of the split has too few rows.
     """
-    with create_run(Path(config.output), "student", resolved_yaml) as made:
+    output, first = Path(config.output), is_first_process()
+    make = create_run(output, "student", resolved_yaml, resume=True) if first else nullcontext(Run(partial_folder(output)))
+    with make as made:
         target = load_target(config)
-        for name, side in target.sides.items():
-            path = made.folder / ("split.parquet" if name == "rows" else "query_split.parquet")
-            pq.write_table(pa.table({"id": list(side.ids), "part": list(side.parts)}), path)
-        encoder, best = distil(config, target, made.folder)
-        folder = made.folder / "encoder"
-        save_encoder(encoder, folder)
-        save_text_format(folder, target.text_format)
-        made.facts = {
-            "teacher_method": target.record["method"],
-            "teacher_seed": target.record["seeds"][0],
-            "decoder_fingerprint": target.record["decoder_fingerprint"],
-            "rows_fingerprint": target.record["rows_fingerprint"],
-            "asks": config.asks,
-            "near_duplicate_jaccard": config.split.near_duplicate_jaccard,
-            "folds": config.split.folds,
-            "fold": config.split.fold,
-            "shuffle_target": config.shuffle_target,
-            **{f"{name}_trained": side.parts.count("train") for name, side in target.sides.items()},
-            "seed": config.seed,
-            "objective": config.recipe.objective,
-        }
-        fidelity = {"validation": {"per_query_spearman": best.best, "epoch": best.best_epoch, "queries": len(best.queries)}}
-        write_text_atomic(folder / "fidelity.json", json.dumps(made.facts | fidelity, indent=2) + "\n")
-        made.facts |= fidelity
-    print(f"{config.output}: complete; validation per-query Spearman {best.best:.3f} (epoch {best.best_epoch})")
+        encoder, best = distil(config, target, made)
+        if first:
+            _finish(config, target, encoder, best, made)
+    if first:
+        state_file(output).unlink(missing_ok=True)  # now that nothing has to be resumed
+        print(f"{config.output}: complete; validation per-query Spearman {best.best:.3f} (epoch {best.best_epoch})")
+
+
+def _finish(config: StudentConfig, target: Target, encoder: SentenceTransformer, best: KeepBest, made: Run) -> None:
+    """Write what the run is made for."""
+    folder = made.folder / "encoder"
+    save_encoder(encoder, folder)
+    save_text_format(folder, target.text_format)
+    for name, side in target.sides.items():
+        path = made.folder / ("split.parquet" if name == "rows" else "query_split.parquet")
+        pq.write_table(pa.table({"id": list(side.ids), "part": list(side.parts)}), path)
+    made.facts = {
+        "teacher_method": target.record["method"],
+        "teacher_seed": target.record["seeds"][0],
+        "decoder_fingerprint": target.record["decoder_fingerprint"],
+        "rows_fingerprint": target.record["rows_fingerprint"],
+        "asks": config.asks,
+        "near_duplicate_jaccard": config.split.near_duplicate_jaccard,
+        "folds": config.split.folds,
+        "fold": config.split.fold,
+        "shuffle_target": config.shuffle_target,
+        **{f"{name}_trained": side.parts.count("train") for name, side in target.sides.items()},
+        "seed": config.seed,
+        "objective": config.recipe.objective,
+    }
+    fidelity = {"validation": {"per_query_spearman": best.best, "epoch": best.best_epoch, "queries": len(best.queries)}}
+    write_text_atomic(folder / "fidelity.json", json.dumps(made.facts | fidelity, indent=2) + "\n")
+    made.facts |= fidelity
 
 
 def load_target(config: StudentConfig) -> Target:
@@ -161,33 +175,23 @@ def _shuffle(side: Side, seed: int) -> Side:
     return replace(side, vectors=vectors)
 
 
-def distil(config: StudentConfig, target: Target, folder: Path) -> tuple[SentenceTransformer, KeepBest]:
+def distil(config: StudentConfig, target: Target, made: Run) -> tuple[SentenceTransformer, KeepBest]:
     """Train an encoder on the training side; return it with its best weights on the validation side."""
     seed_everything(config.seed, verbose=False)
     if config.shuffle_target:
         target = shuffle_targets(target, config.seed)
     pairs = target.of("train")
     encoder = load_encoder(config.encoder, pairs.every_text, config.seed)
-    save_encoder(encoder, folder / "initial_encoder")
-    save_text_format(folder / "initial_encoder", target.text_format)
-    for name, side in target.sides.items():
-        counts = ", ".join(f"{side.parts.count(part)} {part}" for part in ("train", "validation", "test"))
-        longer = truncated_share(encoder, side.texts)
-        print(f"student: {counts} {name}; {longer:.1%} of the texts are longer than {encoder.max_seq_length} tokens")
+    if is_first_process():
+        save_encoder(encoder, made.folder / "initial_encoder")
+        save_text_format(made.folder / "initial_encoder", target.text_format)
+        for name, side in target.sides.items():
+            counts = ", ".join(f"{side.parts.count(part)} {part}" for part in ("train", "validation", "test"))
+            longer = truncated_share(encoder, side.texts)
+            print(f"student: {counts} {name}; {longer:.1%} of the texts are longer than {encoder.max_seq_length} tokens")
     best = KeepBest(target.of("validation"), config.patience)
     data = DistillationData(pairs, partial(tokenize, encoder), config.recipe, config.seed)
-    trainer = make_trainer(
-        config.trainer,
-        folder,
-        [best],
-        max_epochs=20,
-        gradient_clip_val=1.0,
-        log_every_n_steps=10,
-        reload_dataloaders_every_n_epochs=1,
-    )
-    encoder.train()
-    trainer.fit(Distillation(encoder, config.recipe, config.optimizer), datamodule=data)
-    encoder.to("cpu")
+    fit(config, Distillation(encoder, config.recipe, config.optimizer, config.seed), data, best, made)
     best.restore(encoder)
     return encoder, best
 

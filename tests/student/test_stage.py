@@ -3,21 +3,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from influcoder.errors import DataError, InflucoderError, RunError
+from influcoder.errors import ConfigError, DataError, InflucoderError, RunError
 from influcoder.examples import fingerprint, load_examples, write_examples
 from influcoder.features import create_store, load_features, write_shard
 from influcoder.runs import open_run, partial_folder
@@ -32,12 +34,6 @@ from student.stage import load_target, run, shuffle_targets
 from tests.student.fake_teacher import DIM, TEXT, make_teacher
 
 SMALL = FreshEncoder(hidden_size=32, layers=1, heads=2, intermediate_size=32, vocab_size=400)
-
-
-@pytest.fixture(scope="session")
-def finished_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher run; copy it before changing it."""
-    return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher")
 
 
 @pytest.fixture
@@ -317,6 +313,55 @@ def test_training_stops_without_progress(finished_teacher: Path, tmp_path: Path)
     epochs = [line.split(",")[0] for line in (made / "log" / "metrics.csv").read_text().splitlines()[1:]]
     assert set(epochs) == {"0", "1", "2"}
     assert open_run(made, "student")["validation"]["epoch"] == 0
+
+
+class Watch(Callback):
+    """Notes the encoder's weights after every step."""
+
+    seen: ClassVar[list[dict[str, Tensor]]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, module.Distillation)
+        self.seen.append({name: value.detach().clone() for name, value in pl_module.encoder.named_parameters()})
+
+
+def test_the_average_of_the_weights_is_validated_and_saved(finished_teacher: Path, tmp_path: Path) -> None:
+    Watch.seen.clear()
+    watch = {"class_path": "tests.student.test_stage.Watch"}
+    trainer = {"max_epochs": 1, "enable_progress_bar": False, "accelerator": "cpu", "callbacks": [watch]}
+    optimizer = OptimizerConfig(learning_rate=5e-3, ema=0.7)
+    config = make_config(finished_teacher, tmp_path / "student", optimizer=optimizer, trainer=trainer)
+    made = run_stage(config)
+    found = SentenceTransformer(str(made / "encoder"), device="cpu")
+    assert len(Watch.seen) == 3
+    for name, value in found.named_parameters():
+        first, second, third = (weights[name] for weights in Watch.seen)
+        np.testing.assert_allclose(value.detach(), 0.7 * (0.7 * first + 0.3 * second) + 0.3 * third, atol=1e-6)
+    judge = KeepBest(load_target(config).of("validation"), 1)
+    assert judge.measure(found) == pytest.approx(open_run(made, "student")["validation"]["per_query_spearman"], abs=1e-6)
+
+
+def test_chunks_and_bfloat16_learn_too(finished_teacher: Path, tmp_path: Path, finished: Path) -> None:
+    trainer = {"max_epochs": 8, "enable_progress_bar": False, "accelerator": "cpu", "precision": "bf16-mixed"}
+    recipe = RecipeConfig(block_rows=16, max_batch_tokens=150)
+    made = run_stage(make_config(finished_teacher, tmp_path / "student", recipe=recipe, trainer=trainer))
+    figures = [open_run(run, "student")["validation"]["per_query_spearman"] for run in (made, finished)]
+    assert figures[0] > figures[1] - 0.1, figures
+    assert {value.dtype for value in load_file(made / "encoder" / "model.safetensors").values()} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OptimizerConfig(ema=1.0), r"optimizer: ema 1\.0; expected a decay between 0 and 1"),
+        (lambda: RecipeConfig(max_batch_tokens=0), r"recipe: max_batch_tokens 0; expected at least 1"),
+        (lambda: make_config(Path(), Path(), save_every_seconds=-1.0), r"save_every_seconds: -1\.0; expected seconds, 0 to save after"),
+        (lambda: make_config(Path(), Path(), trainer={"strategy": "fsdp"}), r"trainer\.strategy: 'fsdp'; expected auto, or ddp, whose"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
 
 
 def test_a_corrupt_shard_is_refused(teacher: Path, tmp_path: Path) -> None:

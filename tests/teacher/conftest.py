@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.teacher.fork_server import ForkServer, fork_server
+from tests.fork_server import ForkServer, fork_server
 from tests.teacher.test_stage import write_rows
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ForkServer]:
     """Runs of the teacher as processes of their own."""
-    with fork_server() as serving:
+    with fork_server("teacher") as serving:
         yield serving
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from influcoder.runs import open_run, partial_folder
-from tests.teacher.fork_server import ForkServer, kill
+from tests.fork_server import ForkServer, kill
 
 POINTS = int(os.environ.get("SOAK", "5"))
 METHODS = ("less", "influcoder", "trackstar")[: 2 if POINTS <= 5 else 3]

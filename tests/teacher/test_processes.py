@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,8 +20,8 @@ from influcoder.runs import open_run, partial_folder
 from influcoder.scores import load_scores
 from teacher.features import Budget, Side, write_gradients
 from teacher.processes import Processes, join_processes
+from tests.fork_server import ENVIRONMENT, ROOT, ForkServer, kill
 from tests.influcoder.tiny_decoders import ROWS, fresh_decoder
-from tests.teacher.fork_server import ENVIRONMENT, ROOT, ForkServer, kill
 from tests.teacher.test_kill import files_of, products, write_config
 
 
@@ -31,15 +30,6 @@ def alone(server: ForkServer, inputs: Path, tmp_path_factory: pytest.TempPathFac
     config = write_config(tmp_path_factory.mktemp("alone"), inputs, "less")
     server.run(config)
     return config.parent / "run"
-
-
-def start_ranks(server: ForkServer, config: Path, count: int) -> list[int]:
-    """Start what torchrun would."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [server.start(config, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
 
 
 def log_of(config: Path) -> str:
@@ -66,7 +56,7 @@ def test_a_lost_process_ends_the_others_and_any_number_goes_on(
     lost: int, count: int, server: ForkServer, alone: Path, inputs: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, inputs, "less")
-    ranks = start_ranks(server, config, 2)
+    ranks = server.start_ranks(config, 2)
     while files_of(tmp_path / "run") < 40 and not server.ended(ranks[0]):
         time.sleep(0.0005)
     kill(ranks[lost])
@@ -78,7 +68,7 @@ def test_a_lost_process_ends_the_others_and_any_number_goes_on(
     if count == 1:
         server.run(config)
     else:
-        assert [server.wait(rank) for rank in start_ranks(server, config, count)] == [0] * count, log_of(config)
+        assert [server.wait(rank) for rank in server.start_ranks(config, count)] == [0] * count, log_of(config)
     assert products(tmp_path / "run") == products(alone)
     assert open_run(tmp_path / "run", "teacher")["processes"] == count
     assert not list((tmp_path / "run").rglob("*.writing"))
@@ -88,7 +78,7 @@ def test_a_lost_process_ends_the_others_and_any_number_goes_on(
 def test_what_the_first_refuses_ends_all(server: ForkServer, inputs: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, inputs, "less")
     (tmp_path / "run").mkdir()
-    codes = [server.wait(rank) for rank in start_ranks(server, config, 2)]
+    codes = [server.wait(rank) for rank in server.start_ranks(config, 2)]
     assert codes == [2, 2], log_of(config)
     assert f"error: {tmp_path / 'run'}: exists already" in log_of(config)
     assert "Traceback" not in log_of(config)

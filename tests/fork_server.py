@@ -1,4 +1,4 @@
-"""Starts `python -m teacher CONFIG` as often as a test wants without the seconds of importing torch: a process that forks itself.
+"""Starts `python -m STAGE CONFIG` as often as a test wants without the seconds of importing torch: a process that forks itself.
 
 Each run is a process of its own, which a test may kill. The server speaks JSON lines: arguments and environment in, pid out; on
 "wait", the exit status.
@@ -6,9 +6,11 @@ Each run is a process of its own, which a test may kill. The server speaks JSON 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
+LATE = {"teacher": "transformers.models.llama.modeling_llama", "student": "transformers.models.bert.modeling_bert"}
+"""what a stage imports while it runs"""
 
 
 class ForkServer:
@@ -29,6 +33,14 @@ class ForkServer:
     def start(self, config: Path, environment: Mapping[str, str] | None = None) -> int:
         """Start a run whose output goes to `CONFIG.log`; return its pid."""
         return int(self._ask({"start": [str(config)], "environment": dict(environment or {}), "log": f"{config}.log"}))
+
+    def start_ranks(self, config: Path, count: int) -> list[int]:
+        """Start a run in as many processes as torchrun would; return their pids, the first one's first."""
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return [self.start(config, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
 
     def wait(self, pid: int) -> int:
         """Return the exit code, negative for a signal."""
@@ -51,9 +63,9 @@ class ForkServer:
 
 
 @contextmanager
-def fork_server() -> Iterator[ForkServer]:
-    """Serve while the block runs."""
-    command = [sys.executable, "-m", "tests.teacher.fork_server"]
+def fork_server(stage: str) -> Iterator[ForkServer]:
+    """Serve runs of a stage while the block runs."""
+    command = [sys.executable, "-m", "tests.fork_server", stage]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | ENVIRONMENT
     ) as process:
@@ -68,12 +80,9 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def _serve() -> None:
-    import lightning.pytorch  # noqa: F401  # what the stage imports late
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    import teacher.stage  # noqa: F401
-
+def _serve(stage: str) -> None:
+    for module in ("lightning.pytorch", LATE[stage], f"{stage}.stage"):
+        importlib.import_module(module)
     for line in sys.stdin:
         question = json.loads(line)
         if "ended" in question:
@@ -83,24 +92,23 @@ def _serve() -> None:
         else:
             answer = os.fork()
             if answer == 0:
-                _become(question["start"], question["environment"], question["log"])
+                _become(stage, question["start"], question["environment"], question["log"])
         sys.stdout.write(f"{answer}\n")
         sys.stdout.flush()
 
 
-def _become(arguments: Sequence[str], environment: Mapping[str, str], log: str) -> None:
+def _become(stage: str, arguments: Sequence[str], environment: Mapping[str, str], log: str) -> None:
     from influcoder.program import run_program
-    from teacher.__main__ import main
 
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     os.environ.update(environment)
-    sys.argv = ["teacher", *arguments]
+    sys.argv = [stage, *arguments]
     code: Any = 0
     try:
-        run_program(main)
+        run_program(importlib.import_module(f"{stage}.__main__").main)
     except SystemExit as ending:
         code = ending.code
     except BaseException:
@@ -114,4 +122,4 @@ def _become(arguments: Sequence[str], environment: Mapping[str, str], log: str) 
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.argv[1])
