@@ -61,14 +61,14 @@ def method_groups(
 
     def add_student(name: str, role: Role, judged_student: Student) -> None:
         setup = _setup_seconds(judged_student, teacher_cost)
-        add(name, role, partial(student_scores, Embedder(teacher.text_format, device), judged_student, judged, setup))
+        add(name, role, partial(student_scores, Embedder(device), judged_student, judged, setup))
 
     add_student("student", "student", student)
     for name, reference in contestants.references.items():
         add_student(name, "reference", reference)
     if contestants.control is not None:
         add_student("shuffled_target", "control", contestants.control)
-    embedder = Embedder(teacher.text_format, device)
+    embedder = Embedder(device)
     add("untrained_encoder", "floor", partial(encoder_scores, embedder, student.first[0].folder / "initial_encoder", judged))
     add("query_blind", "floor", partial(query_blind_scores, embedder, student, judged, partial(mean_training_scores, teacher)))
     for name, run in contestants.teachers.items():

@@ -162,8 +162,11 @@ def load_student(folder: Path, teacher: TeacherRun) -> StudentRun:
                 "give both runs of one pipeline, or run the student again"
             )
     text_format = load_text_format(folder / "encoder")
-    if text_format != teacher.text_format:
-        raise RunError(f"{folder / 'encoder'}: {text_format}, but {teacher.folder} has {teacher.text_format}; run the student again")
+    if text_format.budgets != teacher.text_format.budgets:
+        raise RunError(
+            f"{folder / 'encoder'}: cuts texts to {text_format.budgets} characters, but {teacher.folder} to "
+            f"{teacher.text_format.budgets}; expected the same; run the student again"
+        )
     return StudentRun(folder=folder, record=record, parts=_load_parts(folder / "split.parquet", teacher))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -19,7 +18,8 @@ from eval.methods import Cost, MethodScores, ask, ask_blindly
 from eval.students import Student
 from influcoder.examples import Example
 from influcoder.influence.decoder import resolve_device
-from influcoder.text_format import TextFormat, render
+from influcoder.sentence_encoder import load_sentence_encoder
+from influcoder.text_format import load_text_format, render
 
 RIDGE_PENALTIES = np.logspace(-2, 4, 13)
 MOST_RIDGE_ROWS = 1000
@@ -28,17 +28,18 @@ MOST_RIDGE_ROWS = 1000
 class Embedder:
     """Embeds rows with sentence-transformers folders; a row that one folder has embedded is not embedded again."""
 
-    def __init__(self, text_format: TextFormat, device: str) -> None:
-        self.text_format, self.device = text_format, str(resolve_device(device))
+    def __init__(self, device: str) -> None:
+        self.device = str(resolve_device(device))
         self.known: dict[tuple[Path, str], NDArray[np.float32]] = {}
         self.seconds, self.count = 0.0, 0
 
     def embed(self, folder: Path, rows: Sequence[Example]) -> NDArray[np.float32]:
         """Return `(N, D)` vectors of length 1."""
-        texts = [render(row, self.text_format) for row in rows]
+        text_format = load_text_format(folder)
+        texts = [render(row, text_format) for row in rows]
         new = list(dict.fromkeys(text for text in texts if (folder, text) not in self.known))
         if new:
-            model = SentenceTransformer(str(folder), device=self.device)
+            model = load_sentence_encoder(folder, self.device)
             model.encode(new[:1], show_progress_bar=False)  # the first call sets up kernels: no part of the cost of a row
             started = time.perf_counter()
             vectors = model.encode(new, normalize_embeddings=True, show_progress_bar=False)

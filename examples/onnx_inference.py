@@ -25,9 +25,9 @@ def read_texts(path: str, text_format: dict[str, Any]) -> tuple[list[str], list[
         rows = [json.loads(line) for line in lines if line.strip()]
     for number, row in enumerate(rows, 1):
         prompt = row.get("prompt", "")[-text_format["max_prompt_chars"] :]
-        response = text_format["response_marker"] + row["response"][: text_format["max_response_chars"]]
+        response = text_format["response_marker"] + row["response"][: text_format["max_response_chars"]] + text_format["end_marker"]
         ids.append(str(row.get("id", number)))
-        texts.append(f"{text_format['prompt_marker']}{prompt}\n{response}" if prompt else response)
+        texts.append(f"{text_format['prompt_marker']}{prompt}{text_format['separator']}{response}" if prompt else response)
     return ids, texts
 
 

@@ -26,6 +26,7 @@ from influcoder.errors import DataError, RunError, require
 from influcoder.metrics import per_query_spearman
 from influcoder.onnx_encoder import GRAPH_FILE, GRAPH_FOLDER, GraphSettings, OnnxEncoder, save_settings
 from influcoder.runs import sha256_of_file, write_text_atomic
+from influcoder.sentence_encoder import load_sentence_encoder
 from influcoder.text_format import load_text_format
 
 PARITY_FILE = "parity.json"
@@ -57,7 +58,7 @@ def export_encoder(folder: str | Path, sample_texts: Sequence[str], *, minimum_s
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True).float().eval()
+        model = load_sentence_encoder(folder).float().eval()
         opset = _write_graph(model, partial, folder)
         encoder = OnnxEncoder(folder, providers=["CPUExecutionProvider"], graph_folder=partial.name)
         parity = _compare_rankings(model, encoder, sample) | {"opset": opset, "minimum_spearman": minimum_spearman}

@@ -29,8 +29,17 @@ class TextFormat:
     """characters of response kept, counted from its start"""
     prompt_marker: str = "Prompt: "
     """what the encoder sees before the context"""
+    separator: str = "\n"
+    """what the encoder sees between context and response"""
     response_marker: str = "Response: "
     """what the encoder sees before the response"""
+    end_marker: str = ""
+    """what the encoder sees after the response"""
+
+    @property
+    def budgets(self) -> tuple[int, int]:
+        """Characters kept of context and response."""
+        return self.max_prompt_chars, self.max_response_chars
 
     def __post_init__(self) -> None:
         if self.max_prompt_chars < 1 or self.max_response_chars < 1:
@@ -59,8 +68,8 @@ def truncate_all(examples: Sequence[Example], text_format: TextFormat) -> list[E
 def render(example: Example, text_format: TextFormat) -> str:
     """Return the text that the encoder embeds. Expects a row that was truncated; cutting twice changes nothing."""
     cut = truncate(example, text_format)
-    response = f"{text_format.response_marker}{cut.response}"
-    return f"{text_format.prompt_marker}{cut.prompt}\n{response}" if cut.context else response
+    response = f"{text_format.response_marker}{cut.response}{text_format.end_marker}"
+    return f"{text_format.prompt_marker}{cut.prompt}{text_format.separator}{response}" if cut.context else response
 
 
 def save_text_format(folder: Path, text_format: TextFormat) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,25 +23,56 @@ class FreshEncoder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CausalLMEncoder:
+    """A causal LM whose errors on the response are pooled: what a forward pass tells of a gradient. Its head is fitted in closed form."""
+
+    path: str
+    """hub id or folder of a causal LM: the teacher's decoder, or a smaller one of the same tokenizer family"""
+    layers: int = 4
+    """hidden states multiplied with the errors, spread evenly from the embeddings to the last"""
+    rank: int = 48
+    """leading directions kept of either factor; the pooled vector has layers * rank^2 numbers and some"""
+    chat_template: str | None = None
+    """Jinja template; null takes the tokenizer's own"""
+
+    def __post_init__(self) -> None:
+        if self.layers < 1 or self.rank < 1:
+            raise ConfigError(f"encoder.causal_lm: layers {self.layers}, rank {self.rank}; expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Which text encoder to train. Give `path` or `fresh`."""
+    """Which text encoder to train. Give one of `path`, `causal_lm` and `fresh`."""
 
     path: str | None = None
     """hub id or folder of a SentenceTransformer (or of a plain transformer, which gets mean pooling)"""
+    causal_lm: CausalLMEncoder | None = None
+    """a causal LM and its errors instead"""
     fresh: FreshEncoder | None = None
     """a new small one instead"""
     max_tokens: int = 128
     """tokens read of a text; what is beyond is cut, and the share of such texts is printed"""
     embedding_dim: int | None = None
-    """width of a dense head without bias after pooling; null keeps the pooled width"""
+    """width of a dense head after pooling; null is the pooled width, without a head unless it is fitted, and at most 384 where it is"""
+    head: Literal["random", "closed_form"] = "random"
+    """where the head begins: random weights, or the ridge regression of the teacher's principal coordinates (seconds), which needs no
+    training after it; a causal_lm has the latter"""
     trust_remote_code: bool = False
     """run code that the hub repository brings; only for sources that you trust"""
 
+    @property
+    def fitted(self) -> bool:
+        """Whether the head is fitted in closed form."""
+        return self.head == "closed_form" or self.causal_lm is not None
+
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.fresh is None):
-            raise ConfigError("encoder: give exactly one of `path` and `fresh`")
+        if sum(given is not None for given in (self.path, self.causal_lm, self.fresh)) != 1:
+            raise ConfigError("encoder: give exactly one of `path`, `causal_lm` and `fresh`")
         if self.max_tokens < 8:
             raise ConfigError(f"encoder.max_tokens: {self.max_tokens}; expected at least 8")
+
+
+LOSSES = ("row_pearson", "block_pearson", "list_net", "rank_net", "soft_spearman", "cka", "coordinates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +97,16 @@ class RecipeConfig:
     kl_weight: float = 0.5
     """reference: weight of the row KL; the rest goes to the block's Pearson"""
     temperature: float = 0.05
-    """reference: of the row softmax"""
+    """list_net: of the row softmax; rank_net: of the difference between two scores; both are cosines"""
+    losses: dict[str, float] = field(default_factory=dict)
+    """weights of the losses to add up: row_pearson, block_pearson (correlation), list_net, rank_net, soft_spearman (ranking), cka,
+    coordinates (the teacher's geometry). Empty: what the objective means. Blocks and target_exponent are the objective's either way"""
+    tail_sharpness: float = 0.0
+    """row_pearson, block_pearson: the ends of a row's ranking weigh cosh(tail_sharpness) times its middle; 0 weighs all alike"""
+    uncertainty: bool = False
+    """row_pearson, block_pearson: pairs of whose scores the teacher's first two seeds disagree weigh less"""
+    matryoshka: list[int] = field(default_factory=list)
+    """dimensions, such as [64, 128]: the loss is the mean over the whole embedding and these many of its first dimensions"""
 
     def __post_init__(self) -> None:
         if self.block_rows < 4 or self.num_queries < 1 or self.num_candidates < 2 or self.temperature <= 0:
@@ -79,6 +120,26 @@ class RecipeConfig:
             raise ConfigError(f"recipe: target_exponent {self.target_exponent}; expected a positive number")
         if not (0 <= self.row_weight <= 1 and 0 <= self.kl_weight <= 1):
             raise ConfigError(f"recipe: row_weight {self.row_weight}, kl_weight {self.kl_weight}; expected shares in 0 to 1")
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        for name, weight in self.losses.items():
+            if name not in LOSSES or not 0 < weight < math.inf:
+                raise ConfigError(f"recipe.losses: {name} {weight}; expected a positive weight for any of {', '.join(LOSSES)}")
+        if self.tail_sharpness < 0 or min(self.matryoshka, default=2) < 2:
+            raise ConfigError(
+                f"recipe: tail_sharpness {self.tail_sharpness}, matryoshka {self.matryoshka}; expected 0 or more, 2 dimensions or more each"
+            )
+        if (self.tail_sharpness or self.uncertainty) and self.losses and not self.losses.keys() & {"row_pearson", "block_pearson"}:
+            raise ConfigError(
+                f"recipe: tail_sharpness {self.tail_sharpness}, uncertainty {self.uncertainty} with losses {', '.join(self.losses)}; "
+                "expected row_pearson or block_pearson among them, which alone weigh pairs; add one, or leave the weighing out"
+            )
+
+    @property
+    def needs_coordinates(self) -> bool:
+        """Whether a loss compares embeddings with the teacher's coordinates."""
+        return not self.losses.keys().isdisjoint({"cka", "coordinates"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from student.config import RecipeConfig
+from student.coordinates import principal_coordinates
 
 Tokens = dict[str, Tensor]
 Tokenize = Callable[[list[str]], Tokens]
@@ -31,6 +33,12 @@ class Pairs:
     """(texts, dim)"""
     rows_ask: bool
     """the ranked texts ask themselves, each all but itself"""
+    second_seed: Pairs | None = None
+    """the same with the vectors of the teacher's second seed, where pairs are weighed by their uncertainty"""
+
+    def scores(self, asked: Places, ranked: Places) -> Tensor:
+        """Return the teacher's scores (asked, ranked)."""
+        return torch.from_numpy(self.asking[asked]) @ torch.from_numpy(self.features[ranked]).T
 
     @property
     def every_text(self) -> list[str]:
@@ -49,6 +57,10 @@ class Block(NamedTuple):
     """(N,) positions"""
     target: Tensor
     """(Q, N) the teacher's scores"""
+    second_target: Tensor | None
+    """(Q, N) those of its second seed, where pairs are weighed by their uncertainty"""
+    coordinates: Tensor
+    """(N, dim) the teacher's coordinates of the candidates at the encoder's width; (N, 0) where no loss asks for them"""
 
     @property
     def mask(self) -> Tensor:
@@ -96,8 +108,10 @@ def _lots(random: np.random.Generator, num: int, size: int, count: int) -> list[
 class Blocks:
     """An epoch's blocks, made as they are asked for."""
 
-    def __init__(self, pairs: Pairs, tokenize: Tokenize, plan: list[tuple[Places, Places]], trainer: Trainer | None) -> None:
-        self.pairs, self.tokenize, self.plan, self.trainer = pairs, tokenize, plan, trainer
+    def __init__(
+        self, pairs: Pairs, coordinates: Tensor, tokenize: Tokenize, plan: list[tuple[Places, Places]], trainer: Trainer | None
+    ) -> None:
+        self.pairs, self.coordinates, self.tokenize, self.plan, self.trainer = pairs, coordinates, tokenize, plan, trainer
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -114,8 +128,14 @@ class Blocks:
         if asked is not ranked:
             texts = [pairs.askers[query] for query in asked] + texts
             queries, candidates = torch.arange(len(asked)), len(asked) + candidates
-        target = torch.from_numpy(pairs.asking[asked]) @ torch.from_numpy(pairs.features[ranked]).T
-        return Block(tokens=self.tokenize(texts), queries=queries, candidates=candidates, target=target)
+        return Block(
+            tokens=self.tokenize(texts),
+            queries=queries,
+            candidates=candidates,
+            target=pairs.scores(asked, ranked),
+            second_target=pairs.second_seed.scores(asked, ranked) if pairs.second_seed else None,
+            coordinates=self.coordinates[ranked],
+        )
 
 
 class DistillationData(LightningDataModule):
@@ -124,9 +144,21 @@ class DistillationData(LightningDataModule):
     def __init__(self, pairs: Pairs, tokenize: Tokenize, recipe: RecipeConfig, seed: int) -> None:
         super().__init__()
         self.pairs, self.tokenize, self.recipe, self.seed = pairs, tokenize, recipe, seed
+        self.coordinates = torch.empty(len(pairs.texts), 0)
+
+    def setup(self, stage: str) -> None:
+        """Compute the rows' coordinates at the width of the encoder that is to be trained, where a loss asks for them."""
+        if self.recipe.needs_coordinates:
+            assert self.trainer is not None
+            encoder = self.trainer.lightning_module.encoder
+            assert isinstance(encoder, SentenceTransformer)
+            width = encoder.get_embedding_dimension()
+            assert width is not None  # only encoders without pooling have none
+            self.coordinates = principal_coordinates(torch.from_numpy(self.pairs.features), width).coordinates
 
     def train_dataloader(self) -> Blocks:
         """Return the blocks of the current epoch."""
         pairs, epoch = self.pairs, self.trainer.current_epoch if self.trainer else 0
         num_asking = None if pairs.rows_ask else len(pairs.askers)
-        return Blocks(pairs, self.tokenize, plan_epoch(num_asking, len(pairs.texts), self.recipe, self.seed, epoch), self.trainer)
+        plan = plan_epoch(num_asking, len(pairs.texts), self.recipe, self.seed, epoch)
+        return Blocks(pairs, self.coordinates, self.tokenize, plan, self.trainer)

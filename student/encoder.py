@@ -14,13 +14,25 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from influcoder.errors import ConfigError
+from influcoder.influence.decoder import Decoder
+from student.causal_lm import make_causal_lm
 from student.config import EncoderConfig, FreshEncoder
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def load_encoder(config: EncoderConfig, texts: Sequence[str], seed: int) -> SentenceTransformer:
-    """Load an encoder, or make a fresh one whose tokenizer is trained on `texts`; head and normalisation are added.
+FITTED_WIDTH = 384
+"""of a head that is fitted, at most, when no width is asked for"""
+
+
+def load_encoder(config: EncoderConfig, texts: Sequence[str], seed: int, lm: Decoder | None = None) -> SentenceTransformer:
+    """Load an encoder, or make one whose tokenizer or directions are those of `texts`; head and normalisation are added.
+
+    Args:
+        config: which.
+        texts: of the training side, rendered.
+        seed: of random weights.
+        lm: for `causal_lm`, what `load_causal_lm` returned.
 
     Raises:
         ConfigError: when the path cannot be loaded.
@@ -29,6 +41,9 @@ def load_encoder(config: EncoderConfig, texts: Sequence[str], seed: int) -> Sent
         torch.manual_seed(seed)
         if config.fresh is not None:
             encoder = make_fresh_encoder(config.fresh, texts, config.max_tokens)
+        elif config.causal_lm is not None:
+            assert lm is not None  # the stage has loaded it
+            encoder = make_causal_lm(config.causal_lm, lm, texts, config.max_tokens, seed)
         else:
             assert config.path is not None  # EncoderConfig.__post_init__
             try:
@@ -37,10 +52,11 @@ def load_encoder(config: EncoderConfig, texts: Sequence[str], seed: int) -> Sent
                 reason = str(error).splitlines()[0]
                 raise ConfigError(f"encoder {config.path!r}: cannot be loaded ({reason}); check the name and the network") from error
         modules = [module for module in encoder if not isinstance(module, Normalize)]
-        if config.embedding_dim is not None:
-            width = encoder.get_embedding_dimension()
-            assert width is not None  # only encoders without pooling have none
-            modules.append(Dense(width, config.embedding_dim, bias=False, activation_function=torch.nn.Identity()))
+        width = encoder.get_embedding_dimension()
+        assert width is not None  # only encoders without pooling have none
+        if config.fitted or config.embedding_dim is not None:
+            wanted = config.embedding_dim or min(width, FITTED_WIDTH)
+            modules.append(Dense(width, wanted, bias=config.fitted, activation_function=torch.nn.Identity()))
         finished = SentenceTransformer(modules=[*modules, Normalize()], device="cpu")
     finished.max_seq_length = config.max_tokens if finished.max_seq_length is None else min(config.max_tokens, finished.max_seq_length)
     return finished

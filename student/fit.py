@@ -38,7 +38,7 @@ def fit(config: StudentConfig, module: Distillation, data: DistillationData, bes
         config.trainer,
         made.folder,
         [best, saving],
-        max_epochs=20,
+        max_epochs=0 if config.encoder.fitted else 20,
         gradient_clip_val=1.0,
         log_every_n_steps=10,
         reload_dataloaders_every_n_epochs=1,
@@ -50,7 +50,7 @@ def fit(config: StudentConfig, module: Distillation, data: DistillationData, bes
     try:
         trainer.fit(module, datamodule=data, ckpt_path=state if state.exists() else None)
         module.to("cpu")
-        if best.best_epoch < 0:  # the time was up before the first validation
+        if best.best < -1:  # the time was up before the first validation
             best.take(best.measure(module.result), module.result, trainer.current_epoch)
     finally:
         made.worth_resuming |= state.exists()

@@ -84,15 +84,6 @@ def block_pearson_loss(scores: Tensor, target: Tensor, mask: Tensor, weights: Te
     return 1 - pearson(scores, target, mask, dim=(0, 1), weights=weights)
 
 
-def full_block_loss(scores: Tensor, target: Tensor, mask: Tensor, row_weight: float) -> Tensor:
-    """Return `row_weight * (1 - mean row Pearson) + (1 - row_weight) * (1 - block Pearson)`.
-
-    The row term asks for each query's order, the block term for the levels between queries. Neither depends on how many
-    candidates a block has, so every pair of a block is a label.
-    """
-    return row_weight * row_pearson_loss(scores, target, mask) + (1 - row_weight) * block_pearson_loss(scores, target, mask)
-
-
 def list_net_loss(scores: Tensor, target: Tensor, mask: Tensor, temperature: float) -> Tensor:
     """Return ListNet's top-one KL(target || scores) in nats: rows become softmax(s / temperature); summed over a row, averaged over rows.
 
@@ -101,15 +92,6 @@ def list_net_loss(scores: Tensor, target: Tensor, mask: Tensor, temperature: flo
     log_p = torch.log_softmax((target / temperature).masked_fill(~mask, -torch.inf), dim=1)
     log_q = torch.log_softmax((scores / temperature).masked_fill(~mask, -torch.inf), dim=1)
     return torch.where(mask, log_p.exp() * (log_p - log_q), 0.0).sum(1).mean()
-
-
-def reference_loss(scores: Tensor, target: Tensor, mask: Tensor, kl_weight: float, temperature: float) -> Tensor:
-    """Return the paper's `(1 - kl_weight) * (1 - Pearson over the block) + kl_weight * KL(target || scores)`.
-
-    Influcoder, arXiv 2606.13668, section 3.
-    """
-    divergence = list_net_loss(scores, target, mask, temperature)
-    return (1 - kl_weight) * block_pearson_loss(scores, target, mask) + kl_weight * divergence
 
 
 def rank_net_loss(scores: Tensor, target: Tensor, mask: Tensor, temperature: float, least_gap: float) -> Tensor:

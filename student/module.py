@@ -18,7 +18,7 @@ from influcoder.metrics import per_query_spearman
 from student.caching import embed_block
 from student.config import OptimizerConfig, RecipeConfig
 from student.data import Block, Pairs, Tokens
-from student.losses import full_block_loss, reference_loss, signed_power
+from student.objective import block_loss
 
 MONITOR = "validation_per_query_spearman"
 
@@ -63,11 +63,7 @@ class Distillation(LightningModule):
 
     def loss_of(self, embeddings: Tensor, block: Block) -> Tensor:
         """Return the loss of a block's embeddings (texts, dim)."""
-        scores = embeddings[block.queries] @ embeddings[block.candidates].T
-        target, mask = block.target.to(scores.device), block.mask.to(scores.device)
-        if self.recipe.objective == "full_block":
-            return full_block_loss(scores, signed_power(target, self.recipe.target_exponent), mask, self.recipe.row_weight)
-        return reference_loss(scores, target, mask, self.recipe.kl_weight, self.recipe.temperature)
+        return block_loss(embeddings, block, self.recipe)
 
     def record(self, name: str, value: float, step: int) -> None:
         """Show a figure and write it to every logger at once: Lightning writes later than a state is saved, and a kill would cost it."""

@@ -17,17 +17,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from lightning.pytorch import seed_everything
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
 from influcoder.errors import DataError, RunError
-from influcoder.examples import fingerprint, load_examples
+from influcoder.examples import Example, fingerprint, load_examples
 from influcoder.features import Manifest, load_features, load_row_vectors
+from influcoder.influence.decoder import Decoder
 from influcoder.runs import Run, create_run, open_run, partial_folder, write_text_atomic
 from influcoder.splits import Part, assign_split
 from influcoder.text_format import TextFormat, load_text_format, render, save_text_format
+from student.causal_lm import load_causal_lm, with_markers
+from student.closed_form import fit_head
 from student.config import StudentConfig
+from student.coordinates import principal_coordinates, projected
 from student.data import DistillationData, Pairs
 from student.encoder import load_encoder, save_encoder, tokenize, truncated_share
 from student.fit import fit, is_first_process
@@ -64,6 +70,8 @@ class Target:
     """the teacher's queries, or the rows with their vectors as queries"""
     rows: Side
     rows_ask: bool
+    lm: Decoder | None = None
+    """the causal LM that is to become the encoder, if any"""
 
     def of(self, part: Part) -> Pairs:
         """Return what asks and what is ranked in one part."""
@@ -136,17 +144,22 @@ def load_target(config: StudentConfig) -> Target:
     if config.asks == "rows" and not record.get("rows_ask", True):
         raise RunError(f"{folder}: was made of scores, which do not say what a row asks for; expected asks: queries; set it")
     manifest, asking, vectors = load_row_vectors(place)
-    texts = _render_side(folder, "rows", manifest, record, text_format)
+    lm = load_causal_lm(config.encoder.causal_lm) if config.encoder.causal_lm else None
+    own_format = with_markers(text_format, lm) if lm else text_format
+    examples = _read_side(folder, "rows", manifest, record)
+    texts = [render(example, text_format) for example in examples]  # all students of a teacher are split alike
+    own_texts = [render(example, own_format) for example in examples]
     if config.asks == "rows":
-        rows = Side(manifest.ids, texts, vectors, assign_split(texts, config.split))
+        rows = Side(manifest.ids, own_texts, vectors, assign_split(texts, config.split))
         askers = replace(rows, vectors=asking)
     else:
         queries = load_features(place / "queries")
-        query_texts = _render_side(folder, "queries", queries.manifest, record, text_format)
+        asked = _read_side(folder, "queries", queries.manifest, record)
+        query_texts, own_queries = ([render(example, form) for example in asked] for form in (text_format, own_format))
         parts = assign_split([*texts, *query_texts], config.split)  # together, so that a query and its near-copy share a part
-        rows = Side(manifest.ids, texts, vectors, parts[: len(texts)])
-        askers = Side(queries.manifest.ids, query_texts, queries.as_queries, parts[len(texts) :])
-    target = Target(record, text_format, askers, rows, rows_ask=config.asks == "rows")
+        rows = Side(manifest.ids, own_texts, vectors, parts[: len(texts)])
+        askers = Side(queries.manifest.ids, own_queries, queries.as_queries, parts[len(texts) :])
+    target = Target(record, own_format, askers, rows, rows_ask=config.asks == "rows", lm=lm)
     for name, side in target.sides.items():
         for part in ("train", "validation", "test"):
             count = side.parts.count(part)
@@ -155,6 +168,28 @@ def load_target(config: StudentConfig) -> Target:
                     f"{folder}: {count} of {len(side.parts)} {name} fall to {part}, expected at least {MINIMUM_ROWS}; give more {name}"
                 )
     return target
+
+
+def of_second_seed(target: Target, folder: Path) -> Target:
+    """Return the target with the vectors of the teacher's second seed in the place of the first's.
+
+    Raises:
+        RunError: when there is none, or it is of other rows or queries.
+    """
+    seeds = target.record["seeds"]
+    if len(seeds) < 2:
+        raise RunError(f"{folder}: has seed {seeds[0]} alone; expected two with recipe.uncertainty; run the teacher with two")
+    place = folder / "features" / f"seed-{seeds[1]}"
+    manifest, asking, vectors = load_row_vectors(place)
+    found = {"rows": manifest}
+    if not target.rows_ask:
+        queries = load_features(place / "queries")
+        found["queries"], asking = queries.manifest, queries.as_queries
+    for name, side in found.items():
+        expected = target.record[f"{name}_fingerprint"]
+        if side.rows_fingerprint != expected:
+            raise RunError(f"{place}: of {name} {side.rows_fingerprint}, run.json of {expected}; expected the same; run the teacher again")
+    return replace(target, askers=replace(target.askers, vectors=asking), rows=replace(target.rows, vectors=vectors))
 
 
 def shuffle_targets(target: Target, seed: int) -> Target:
@@ -178,10 +213,12 @@ def _shuffle(side: Side, seed: int) -> Side:
 def distil(config: StudentConfig, target: Target, made: Run) -> tuple[SentenceTransformer, KeepBest]:
     """Train an encoder on the training side; return it with its best weights on the validation side."""
     seed_everything(config.seed, verbose=False)
+    second = of_second_seed(target, Path(config.teacher)) if config.recipe.uncertainty else None
     if config.shuffle_target:
         target = shuffle_targets(target, config.seed)
-    pairs = target.of("train")
-    encoder = load_encoder(config.encoder, pairs.every_text, config.seed)
+        second = shuffle_targets(second, config.seed) if second else None
+    pairs = replace(target.of("train"), second_seed=second.of("train") if second else None)
+    encoder = load_encoder(config.encoder, pairs.every_text, config.seed, target.lm)
     if is_first_process():
         save_encoder(encoder, made.folder / "initial_encoder")
         save_text_format(made.folder / "initial_encoder", target.text_format)
@@ -190,17 +227,29 @@ def distil(config: StudentConfig, target: Target, made: Run) -> tuple[SentenceTr
             longer = truncated_share(encoder, side.texts)
             print(f"student: {counts} {name}; {longer:.1%} of the texts are longer than {encoder.max_seq_length} tokens")
     best = KeepBest(target.of("validation"), config.patience)
+    if config.encoder.fitted:
+        fitted = fit_head(encoder, pairs.every_text, _coordinates(pairs, encoder), (best.queries, best.candidates, best.target))
+        print(f"student: head in closed form, penalty {fitted['penalty']:g}, validation {fitted['validation_per_query_spearman']:.3f}")
+        best.take(best.measure(encoder), encoder, -1)
     data = DistillationData(pairs, partial(tokenize, encoder), config.recipe, config.seed)
     fit(config, Distillation(encoder, config.recipe, config.optimizer, config.seed), data, best, made)
     best.restore(encoder)
     return encoder, best
 
 
-def _render_side(folder: Path, name: str, manifest: Manifest, record: dict[str, Any], text_format: TextFormat) -> list[str]:
-    """Return the texts of rows or queries, in the order of their features."""
+def _coordinates(pairs: Pairs, encoder: SentenceTransformer) -> Tensor:
+    """Return the teacher's principal coordinates of `pairs.every_text`, as wide as the encoder."""
+    width = encoder.get_embedding_dimension()
+    assert width is not None  # it ends in a head
+    found = principal_coordinates(torch.from_numpy(pairs.features), width)
+    return found.coordinates if pairs.rows_ask else torch.cat([projected(torch.from_numpy(pairs.asking), found.axes), found.coordinates])
+
+
+def _read_side(folder: Path, name: str, manifest: Manifest, record: dict[str, Any]) -> list[Example]:
+    """Return rows or queries, in the order of their features."""
     examples = load_examples(folder / f"{name}.parquet")
     expected = record[f"{name}_fingerprint"]
     for what, found in ((f"{name}.parquet", fingerprint(examples)), ("features", manifest.rows_fingerprint)):
         if found != expected:
             raise RunError(f"{folder}: {what} is of {name} {found}, run.json of {expected}; expected the same; run the teacher again")
-    return [render(example, text_format) for example in examples]
+    return examples

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import BoW
 
 from student.config import RecipeConfig
+from student.coordinates import principal_coordinates
 from student.data import Block, DistillationData, Pairs, Tokens, plan_epoch
 
 FULL = RecipeConfig(block_rows=8)
@@ -95,3 +101,47 @@ def test_targets_are_products_of_the_vectors_of_what_is_tokenised(recipe: Recipe
         np.testing.assert_array_equal(block.mask.numpy(), [[query != row for row in candidates] for query in queries])
         assert (block.mask.sum() < block.mask.numel()) == (recipe is FULL and rows_ask)  # only then has a block a row beside itself
         assert len(texts) == len(set(texts)) == len({*queries, *candidates})  # each is encoded once
+
+
+def drawn_pairs(rows_ask: bool) -> Pairs:
+    """Return rows, or 7 queries and rows, whose texts are their places."""
+    rows, askers = [str(row) for row in range(24)], [f"q{query}" for query in range(7)]
+    random = np.random.default_rng(1)
+    asking, features = (random.normal(size=(len(side), 4)).astype(np.float32) for side in (rows if rows_ask else askers, rows))
+    return Pairs(rows if rows_ask else askers, asking, rows, features, rows_ask)
+
+
+def no_tokens(texts: list[str]) -> Tokens:
+    return {}
+
+
+@pytest.mark.parametrize("rows_ask", [True, False])
+def test_a_second_seeds_scores_lie_beside_the_firsts(rows_ask: bool) -> None:
+    pairs = drawn_pairs(rows_ask)
+    second = replace(pairs, asking=pairs.asking + 1, features=2 * pairs.features)
+    blocks = DistillationData(replace(pairs, second_seed=second), no_tokens, FULL, seed=0).train_dataloader()
+    alone = [list(DistillationData(each, no_tokens, FULL, seed=0).train_dataloader()) for each in (pairs, second)]
+    for block, first, other in zip(blocks, *alone, strict=True):
+        assert torch.equal(block.target, first.target) and first.second_target is None
+        assert block.second_target is not None and torch.equal(block.second_target, other.target)
+
+
+@pytest.mark.parametrize("rows_ask", [True, False])
+@pytest.mark.parametrize(("name", "width"), [("cka", 3), ("coordinates", 3), ("rank_net", 0)])
+def test_candidates_bring_coordinates_as_wide_as_the_encoder_where_a_loss_asks(name: str, width: int, rows_ask: bool) -> None:
+    pairs, texts = drawn_pairs(rows_ask), []
+
+    def tokenize(given: list[str]) -> Tokens:
+        texts.append(given)
+        return {}
+
+    data = DistillationData(pairs, tokenize, replace(FULL, losses={name: 1.0}), seed=0)
+    trained = SimpleNamespace(encoder=SentenceTransformer(modules=[BoW(["bark", "dutt", "kish"])], device="cpu"))
+    loop = SimpleNamespace(batch_idx=-1)
+    data.trainer = SimpleNamespace(lightning_module=trained, current_epoch=0, fit_loop=loop)  # type: ignore[assignment]
+    data.setup("fit")
+    expected = principal_coordinates(torch.from_numpy(pairs.features), width).coordinates
+    blocks = list(data.train_dataloader())
+    assert len(blocks) == len(texts) > 1
+    for block, given in zip(blocks, texts, strict=True):
+        assert torch.equal(block.coordinates, expected[[int(given[place]) for place in block.candidates]])

@@ -27,11 +27,12 @@ from influcoder.splits import SplitConfig
 from influcoder.text_format import load_text_format
 from influcoder.training import silence_hints
 from student import module
-from student.config import EncoderConfig, FreshEncoder, OptimizerConfig, RecipeConfig, StudentConfig
-from student.data import plan_epoch
+from student.config import LOSSES, EncoderConfig, FreshEncoder, OptimizerConfig, RecipeConfig, StudentConfig
+from student.data import Block, plan_epoch
 from student.module import KeepBest
+from student.objective import block_loss
 from student.stage import load_target, run, shuffle_targets
-from tests.student.fake_teacher import DIM, TEXT, make_teacher
+from tests.student.fake_teacher import DIM, TEXT, make_teacher, write_store
 
 SMALL = FreshEncoder(hidden_size=32, layers=1, heads=2, intermediate_size=32, vocab_size=400)
 
@@ -171,24 +172,23 @@ def stored(teacher: Path, side: str) -> NDArray[np.float32]:
     return np.concatenate([load_file(shard)["features"].astype(np.float32) for shard in shards])
 
 
-def targets_of_the_first_block(config: StudentConfig, monkeypatch: pytest.MonkeyPatch) -> NDArray[np.float32]:
-    """Train one step; return the teacher's scores that reached the loss."""
-    seen: list[NDArray[np.float32]] = []
-    true_loss = getattr(module, f"{config.recipe.objective}_loss")
+def first_block(config: StudentConfig, monkeypatch: pytest.MonkeyPatch) -> Block:
+    """Train; return the first block that reached the loss."""
+    seen: list[Block] = []
 
-    def spy(scores: Tensor, target: Tensor, mask: Tensor, *settings: float) -> Tensor:
-        seen.append(target.numpy().copy())
-        assert scores.shape == target.shape == mask.shape
-        loss = true_loss(scores, target, mask, *settings)
-        assert isinstance(loss, Tensor) and torch.isfinite(loss)
+    def spy(embeddings: Tensor, block: Block, recipe: RecipeConfig) -> Tensor:
+        seen.append(block)
+        assert block.target.shape == (len(block.queries), len(block.candidates)) and recipe == config.recipe
+        loss = block_loss(embeddings, block, recipe)
+        assert torch.isfinite(loss)
         return loss
 
-    monkeypatch.setattr(module, true_loss.__name__, spy)
+    monkeypatch.setattr(module, "block_loss", spy)
     run_stage(config)
     return seen[0]
 
 
-RECIPES = [RecipeConfig(block_rows=16, target_exponent=1), RecipeConfig(objective="reference", num_queries=3, num_candidates=5)]
+RECIPES = [RecipeConfig(block_rows=16), RecipeConfig(objective="reference", num_queries=3, num_candidates=5)]
 ONE_STEP = {"max_steps": 1, "enable_progress_bar": False, "accelerator": "cpu"}
 
 
@@ -198,7 +198,7 @@ def test_asymmetric_features_reach_the_loss_as_what_asks_times_what_is_ranked(
 ) -> None:
     teacher = make_teacher(tmp_path / "teacher", asymmetric=True)
     config = make_config(teacher, tmp_path / "student", recipe=recipe, trainer=ONE_STEP)
-    found = targets_of_the_first_block(config, monkeypatch)
+    found = first_block(config, monkeypatch).target.numpy()
     train = np.flatnonzero(np.array(load_target(config).rows.parts) == "train")
     asked, ranked = plan_epoch(None, len(train), recipe, config.seed, 0)[0]
     asking, features = stored(teacher, "rows_as_queries"), stored(teacher, "rows")
@@ -212,12 +212,62 @@ def test_asymmetric_features_reach_the_loss_as_what_asks_times_what_is_ranked(
 def test_where_queries_ask_their_features_reach_the_loss(tmp_path: Path, recipe: RecipeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = make_teacher(tmp_path / "teacher", num_queries=40)
     config = make_config(teacher, tmp_path / "student", recipe=recipe, asks="queries", trainer=ONE_STEP)
-    found = targets_of_the_first_block(config, monkeypatch)
+    found = first_block(config, monkeypatch).target.numpy()
     target = load_target(config)
     queries, rows = (np.flatnonzero(np.array(side.parts) == "train") for side in (target.askers, target.rows))
     asked, ranked = plan_epoch(len(queries), len(rows), recipe, config.seed, 0)[0]
     expected = stored(teacher, "queries")[queries[asked]] @ stored(teacher, "rows")[rows[ranked]].T
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def add_second_seed(teacher: Path, num_queries: int) -> None:
+    """Write features of seed 5 whose every vector is that of the row, or query, before it."""
+    for side in ("rows", "queries")[: 2 if num_queries else 1]:
+        examples = load_examples(teacher / f"{side}.parquet")
+        write_store(teacher / "features" / "seed-5" / side, examples, np.roll(stored(teacher, side), 1, axis=0))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("num_queries", [0, 40])
+def test_the_second_seed_of_the_same_rows_reaches_the_loss(
+    tmp_path: Path, num_queries: int, shuffle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = make_teacher(tmp_path / "teacher", num_queries=num_queries)
+    add_second_seed(teacher, num_queries)
+    recipe = RecipeConfig(block_rows=16, uncertainty=True)
+    asks = "queries" if num_queries else "rows"
+    config = make_config(teacher, tmp_path / "student", recipe=recipe, asks=asks, shuffle_target=shuffle, trainer=ONE_STEP)
+    block = first_block(config, monkeypatch)
+    target = load_target(config)
+    sides = [np.roll(side.vectors, 1, axis=0) for side in (target.askers, target.rows)]
+    expected = replace(target, askers=replace(target.askers, vectors=sides[0]), rows=replace(target.rows, vectors=sides[1]))
+    if shuffle:
+        expected = shuffle_targets(expected, config.seed)
+    pairs = expected.of("train")
+    asked, ranked = plan_epoch(len(pairs.askers) if num_queries else None, len(pairs.texts), recipe, config.seed, 0)[0]
+    assert block.second_target is not None and not torch.allclose(block.second_target, block.target, atol=1e-2)
+    np.testing.assert_allclose(block.second_target, pairs.scores(asked, ranked), atol=2e-3)  # both are rounded to float16
+
+
+def test_uncertainty_without_a_second_seed_or_of_other_rows_is_refused(teacher: Path, tmp_path: Path) -> None:
+    config = make_config(teacher, tmp_path / "student", recipe=RecipeConfig(uncertainty=True))
+    add_second_seed(teacher, 0)
+    remake_store(teacher / "features" / "seed-5" / "rows", rows_fingerprint="0" * 16)
+    with pytest.raises(RunError, match=r"seed-5: of rows 0{16}, run\.json of \w+; expected the same; run the teacher again"):
+        run_stage(config)
+    record = json.loads((teacher / "run.json").read_text())
+    (teacher / "run.json").write_text(json.dumps(record | {"seeds": [4]}))
+    with pytest.raises(RunError, match=r"has seed 4 alone; expected two with recipe\.uncertainty; run the teacher with two") as caught:
+        run_stage(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_losses_together_learn(finished_teacher: Path, tmp_path: Path) -> None:
+    recipe = RecipeConfig(block_rows=16, losses=dict.fromkeys(LOSSES, 1.0), tail_sharpness=1.0, matryoshka=[4])
+    config = make_config(finished_teacher, tmp_path / "student", recipe=recipe)
+    run_stage(config)
+    before, after = (spearman_of_unseen_rows(config, name) for name in ("initial_encoder", "encoder"))
+    assert after > before + 0.2, (before, after)
 
 
 @pytest.fixture(scope="module")

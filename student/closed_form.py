@@ -1,0 +1,81 @@
+"""The head in closed form: ridge regression of the teacher's principal coordinates on what the frozen encoder pools.
+
+The best rank-K kernel of the teacher is a table of K coordinates a row (student.coordinates); a linear head that regresses them
+needs one pass of the encoder over the rows and a solve, no gradient descent. A better start than random weights, and where labels are
+few a better end: on real rows, what fine-tuning added was noise (docs/LOG.md).
+
+Legend: N rows, F numbers pooled, K width of the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from influcoder.metrics import per_query_spearman
+
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""ridge penalties tried, times the mean squared length of a centred row"""
+
+
+def ridge(inputs: Tensor, outputs: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Return `weight (K, F), bias (K,)` that minimise `|outputs - inputs W^T - b|^2 + penalty |W|^2`; the bias is not penalised.
+
+    Args:
+        inputs: (N, F).
+        outputs: (N, K).
+        penalty: above 0.
+    """
+    mean, level = inputs.double().mean(0), outputs.double().mean(0)
+    x, y = inputs.double() - mean, outputs.double() - level
+    dual = len(x) < x.shape[1]  # the smaller of the two equal systems
+    weight = _solve(x @ x.T, y, penalty).T @ x if dual else _solve(x.T @ x, x.T @ y, penalty).T
+    return weight.float(), (level - weight @ mean).float()
+
+
+def fit_head(
+    encoder: SentenceTransformer,
+    texts: Sequence[str],
+    coordinates: Tensor,
+    validation: tuple[Sequence[str], Sequence[str], NDArray[np.floating]],
+) -> dict[str, float]:
+    """Set the Dense head to the ridge regression with the best per-query Spearman on validation rows; return penalty and figure.
+
+    Args:
+        encoder: [..., Dense with bias, Normalize].
+        texts: N training texts.
+        coordinates: (N, K) the teacher's.
+        validation: texts that ask, texts that are ranked, the teacher's scores (asking, ranked).
+    """
+    head = encoder[-2]
+    assert isinstance(head, Dense)
+    pooled, asking, ranked = (torch.from_numpy(pool(encoder, part)) for part in (texts, *validation[:2]))
+    length = float((pooled - pooled.mean(0)).square().sum(1).mean())
+    found = []
+    for penalty in PENALTIES:
+        weight, bias = ridge(pooled, coordinates, penalty * length)
+        queries, rows = (normalize(part @ weight.T + bias) for part in (asking, ranked))
+        found.append((float(per_query_spearman((queries @ rows.T).numpy(), validation[2]).mean()), penalty, weight, bias))
+    figure, penalty, weight, bias = max(found, key=lambda entry: entry[0])
+    head.linear.weight.data.copy_(weight)
+    head.linear.bias.data.copy_(bias)
+    return {"penalty": penalty, "validation_per_query_spearman": figure}
+
+
+def pool(encoder: SentenceTransformer, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Return what comes before the head (N, F)."""
+    pooling = SentenceTransformer(modules=list(encoder)[:-2], device=str(encoder.device)).eval()
+    found: NDArray[np.float32] = pooling.encode(list(texts), show_progress_bar=len(texts) > 1000, batch_size=32)
+    return found
+
+
+def _solve(square: Tensor, right: Tensor, penalty: float) -> Tensor:
+    square.diagonal().add_(penalty)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(square))
