@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 def read_texts(path: str, text_format: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Return ids and texts, cut and marked as in training: the prompt keeps its tail, the response its head."""
+    text_format = {"separator": "\n", "end_marker": ""} | text_format  # older files lack these
     ids, texts = [], []
     with open(path, encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines if line.strip()]

@@ -111,7 +111,7 @@ class ErrorPooling(Module):
         for offset, piece in enumerate(reversed(self.marker_ids)):
             found = found & (ids.roll(offset, 1) == piece) & (position >= offset)
         end = (found * position).amax(1, keepdim=True)
-        followed = (mask.roll(-1, 1) > 0) & (position < ids.shape[1] - 1)
+        followed = mask.bool() & (mask.roll(-1, 1) > 0) & (position < ids.shape[1] - 1)
         return ((position >= end) & followed).float()
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:

@@ -105,7 +105,7 @@ class _Graph(torch.nn.Module):
 
 def _write_graph(model: SentenceTransformer, partial: Path, folder: Path) -> int:
     """Write `model.onnx` and `encoder.json` into `partial`; return the opset."""
-    num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    num_bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     if num_bytes > MAX_GRAPH_BYTES:
         raise RunError(f"{folder}: {num_bytes / 1e9:.1f} GB of float32 weights; one ONNX file holds 2 GB; distil into a smaller encoder")
     inputs = _graph_inputs(model, folder)

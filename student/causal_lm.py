@@ -20,6 +20,8 @@ from student.config import CausalLMEncoder
 
 PROMPT, RESPONSE = "\ue000", "\ue001"
 """characters for private use, which stand for the texts while the template is looked at"""
+TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+"""the text as it is: sentence-transformers wraps it in the tokenizer's chat template, where there is one, unless told so"""
 AXES_TEXTS = 512
 """texts whose tokens give the leading directions"""
 BATCH = 32
@@ -69,10 +71,11 @@ def make_causal_lm(config: CausalLMEncoder, lm: Decoder, texts: Sequence[str], m
     model_config.output_hidden_states = True
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side, tokenizer.model_input_names = "right", ["input_ids", "attention_mask"]  # learned positions count from the left
     with tempfile.TemporaryDirectory() as folder:
         lm.model.base_model.save_pretrained(folder)  # type: ignore[operator]  # a model
         tokenizer.save_pretrained(folder)
-        transformer = Transformer(folder, max_seq_length=max_tokens)
+        transformer = Transformer(folder, max_seq_length=max_tokens, modality_config=TEXT_ONLY, module_output_name="token_embeddings")
     marker_ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
     pooling = ErrorPooling(marker_ids, layers, min(config.rank, output.shape[1]), output.shape[1], output.shape[0])
     pooling.output_weight.copy_(output)

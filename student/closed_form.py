@@ -9,7 +9,7 @@ Legend: N rows, F numbers pooled, K width of the head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,19 +25,25 @@ PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """ridge penalties tried, times the mean squared length of a centred row"""
 
 
-def ridge(inputs: Tensor, outputs: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Return `weight (K, F), bias (K,)` that minimise `|outputs - inputs W^T - b|^2 + penalty |W|^2`; the bias is not penalised.
+def ridge(inputs: Tensor, outputs: Tensor, penalties: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield, for each penalty, `weight (K, F), bias (K,)` that minimise `|outputs - inputs W^T - b|^2 + penalty |W|^2`.
+
+    The bias is not penalised.
 
     Args:
         inputs: (N, F).
         outputs: (N, K).
-        penalty: above 0.
+        penalties: above 0.
     """
     mean, level = inputs.double().mean(0), outputs.double().mean(0)
     x, y = inputs.double() - mean, outputs.double() - level
     dual = len(x) < x.shape[1]  # the smaller of the two equal systems
-    weight = _solve(x @ x.T, y, penalty).T @ x if dual else _solve(x.T @ x, x.T @ y, penalty).T
-    return weight.float(), (level - weight @ mean).float()
+    square, right = (x @ x.T, y) if dual else (x.T @ x, x.T @ y)
+    for penalty in penalties:
+        shifted = square + penalty * torch.eye(len(square), dtype=square.dtype)
+        solved = torch.cholesky_solve(right, torch.linalg.cholesky(shifted))
+        weight = solved.T @ x if dual else solved.T
+        yield weight.float(), (level - weight @ mean).float()
 
 
 def fit_head(
@@ -59,8 +65,7 @@ def fit_head(
     pooled, asking, ranked = (torch.from_numpy(pool(encoder, part)) for part in (texts, *validation[:2]))
     length = float((pooled - pooled.mean(0)).square().sum(1).mean())
     found = []
-    for penalty in PENALTIES:
-        weight, bias = ridge(pooled, coordinates, penalty * length)
+    for penalty, (weight, bias) in zip(PENALTIES, ridge(pooled, coordinates, [share * length for share in PENALTIES]), strict=True):
         queries, rows = (normalize(part @ weight.T + bias) for part in (asking, ranked))
         found.append((float(per_query_spearman((queries @ rows.T).numpy(), validation[2]).mean()), penalty, weight, bias))
     figure, penalty, weight, bias = max(found, key=lambda entry: entry[0])
@@ -74,8 +79,3 @@ def pool(encoder: SentenceTransformer, texts: Sequence[str]) -> NDArray[np.float
     pooling = SentenceTransformer(modules=list(encoder)[:-2], device=str(encoder.device)).eval()
     found: NDArray[np.float32] = pooling.encode(list(texts), show_progress_bar=len(texts) > 1000, batch_size=32)
     return found
-
-
-def _solve(square: Tensor, right: Tensor, penalty: float) -> Tensor:
-    square.diagonal().add_(penalty)
-    return torch.cholesky_solve(right, torch.linalg.cholesky(square))

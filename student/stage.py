@@ -7,7 +7,6 @@ A killed run goes on from its last saved state, RUN/state.safetensors, and ends 
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +26,7 @@ from influcoder.errors import DataError, RunError
 from influcoder.examples import Example, fingerprint, load_examples
 from influcoder.features import Manifest, load_features, load_row_vectors
 from influcoder.influence.decoder import Decoder
-from influcoder.runs import Run, create_run, open_run, partial_folder, write_text_atomic
+from influcoder.runs import Run, create_run, open_run, partial_folder
 from influcoder.splits import Part, assign_split
 from influcoder.text_format import TextFormat, load_text_format, render, save_text_format
 from student.causal_lm import load_causal_lm, with_markers
@@ -36,6 +35,8 @@ from student.config import StudentConfig
 from student.coordinates import principal_coordinates, projected
 from student.data import DistillationData, Pairs
 from student.encoder import load_encoder, save_encoder, tokenize, truncated_share
+from student.fidelity import measure
+from student.fidelity import write as write_fidelity
 from student.fit import fit, is_first_process
 from student.module import Distillation, KeepBest
 from student.state import state_file
@@ -124,9 +125,11 @@ def _finish(config: StudentConfig, target: Target, encoder: SentenceTransformer,
         "seed": config.seed,
         "objective": config.recipe.objective,
     }
-    fidelity = {"validation": {"per_query_spearman": best.best, "epoch": best.best_epoch, "queries": len(best.queries)}}
-    write_text_atomic(folder / "fidelity.json", json.dumps(made.facts | fidelity, indent=2) + "\n")
-    made.facts |= fidelity
+    second = None
+    if len(target.record["seeds"]) > 1 and not config.shuffle_target:
+        second = KeepBest(of_second_seed(target, Path(config.teacher)).of("validation"), config.patience)
+    write_fidelity(folder, made.facts, measure(best, encoder, made.folder / "initial_encoder", second))
+    made.facts["validation"] = {"per_query_spearman": best.best, "epoch": best.best_epoch, "queries": len(best.queries)}
 
 
 def load_target(config: StudentConfig) -> Target:

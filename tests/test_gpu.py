@@ -14,6 +14,7 @@ from influcoder.influence.gradients import GradientConfig, GradientProjector
 from influcoder.influence.representations import hidden_states, losses
 from influcoder.influence.tokens import tokenize
 from influcoder.metrics import per_query_spearman
+from influcoder.text_format import save_text_format
 from tests.eval.fake_runs import TEXT, make_encoder, make_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -53,5 +54,6 @@ def test_losses_and_states_are_the_same_on_both_devices() -> None:
 
 def test_embeddings_rank_the_same_on_both_devices(tmp_path: Path) -> None:
     make_encoder(tmp_path / "encoder", tmp_path / "scratch", seed=0)
-    cpu, gpu = (Embedder(TEXT, device).embed(tmp_path / "encoder", ROWS) for device in ("cpu", "cuda"))
+    save_text_format(tmp_path / "encoder", TEXT)
+    cpu, gpu = (Embedder(device).embed(tmp_path / "encoder", ROWS) for device in ("cpu", "cuda"))
     assert per_query_spearman(gpu @ gpu.T, cpu @ cpu.T).min() > 0.999

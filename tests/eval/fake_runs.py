@@ -220,7 +220,7 @@ def make_student(folder: Path, rows: Sequence[Example], scratch: Path, encoder_s
     with create_run(folder, "student", "") as run:
         for seed, name in ((0, "initial_encoder"), (encoder_seed, "encoder")):
             make_encoder(run.folder / name, scratch / f"{folder.name}-{name}", seed)
-        save_text_format(run.folder / "encoder", TEXT)
+            save_text_format(run.folder / name, TEXT)
         pq.write_table(pa.table({"id": [row.id for row in rows], "part": parts}), run.folder / "split.parquet")
         run.facts = {
             "rows_fingerprint": fingerprint(rows),

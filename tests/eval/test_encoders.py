@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from eval.encoders import Embedder, encoder_scores, query_blind_scores, student_
 from eval.judged import Fold, Judged
 from eval.students import Student
 from influcoder.examples import Example
+from influcoder.text_format import save_text_format
 from tests.eval.fake_runs import FOLDS, SEEDS, TEXT, make_rows
 
 TRAIN, TEST = make_rows(60, "train", seed=3), make_rows(20, "test", seed=4)
@@ -32,7 +35,7 @@ def encoder(student: Student) -> Path:
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    return Embedder(TEXT, "cpu")
+    return Embedder("cpu")
 
 
 def test_scores_are_cosines_of_rendered_rows(embedder: Embedder, encoder: Path) -> None:
@@ -47,13 +50,22 @@ def test_scores_are_cosines_of_rendered_rows(embedder: Embedder, encoder: Path) 
 
 
 def test_a_text_is_embedded_and_timed_once_a_folder(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedder = Embedder(TEXT, "cpu")
+    embedder = Embedder("cpu")
     first = embedder.embed(encoder, [*TEST, *TEST[:4]])
     cost = embedder.cost(8)
     assert embedder.count == 20 and cost.seconds_per_1000 == pytest.approx(1000 * embedder.seconds / 20)
-    monkeypatch.setattr(encoders, "SentenceTransformer", None)  # any further use of it fails
+    monkeypatch.setattr(encoders, "load_sentence_encoder", None)  # any further use of it fails
     np.testing.assert_array_equal(embedder.embed(encoder, TEST[::-1]), first[:20][::-1])
     assert embedder.cost(8) == cost
+
+
+def test_a_folder_renders_rows_with_its_own_markers(embedder: Embedder, encoder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(encoder, tmp_path / "encoder"))
+    save_text_format(other, replace(TEXT, prompt_marker="bark ", separator=" dun ", response_marker="kitt ", end_marker=" lox"))
+    texts = [f"bark {row.prompt} dun kitt {row.response} lox" for row in TEST]
+    found = embedder.embed(other, TEST)
+    np.testing.assert_allclose(found, SentenceTransformer(str(encoder), device="cpu").encode(texts), atol=1e-5)
+    assert np.abs(found - embedder.embed(encoder, TEST)).max() > 0.01
 
 
 def test_a_student_of_one_split_scores_as_its_encoder_does(embedder: Embedder, student: Student, encoder: Path) -> None:

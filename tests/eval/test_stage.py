@@ -575,8 +575,9 @@ def test_rows_features_and_text_formats_of_something_else_are_refused(runs: Runs
     text_format = student / "encoder" / "text_format.json"
     original = text_format.read_text()
     text_format.write_text(original.replace("100", "99"))
-    with pytest.raises(RunError, match=r"max_prompt_chars=99.*max_prompt_chars=100"):
+    with pytest.raises(RunError, match=r"encoder: cuts texts to \(99, 99\) characters, but .*teacher to \(100, 100\); expected") as caught:
         run(runs.config(), "")
+    assert "\n" not in str(caught.value)
     text_format.write_text(original)
     make_features(runs.folder / "others", make_rows(40, "row", seed=9), np.eye(40, DIM, dtype=np.float32) + 1, 0)
     shutil.rmtree(teacher / "features" / "seed-0" / "rows")

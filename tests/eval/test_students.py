@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from eval.data import TeacherRun
 from eval.students import check_same_split, load_students
 from influcoder.errors import RunError
-from tests.eval.fake_runs import FOLDS, PARTS, SEEDS, Runs, edit_record
+from influcoder.text_format import save_text_format
+from tests.eval.fake_runs import FOLDS, PARTS, SEEDS, TEXT, Runs, edit_record
 
 
 def move_first_test_row(folder: str) -> str:
@@ -44,6 +46,17 @@ def test_a_row_is_judged_by_the_run_in_whose_test_part_it_is(finished_runs: Runs
 def test_without_folds_the_other_rows_are_judged_by_none(finished_runs: Runs, teacher: TeacherRun) -> None:
     fold_of = load_students([str(finished_runs.folder / "student")], teacher).fold_of()
     np.testing.assert_array_equal(fold_of, np.where(np.array(PARTS) == "test", 0, -1))
+
+
+def test_a_student_may_have_markers_of_its_own_but_cuts_as_its_teacher_does(runs: Runs, teacher: TeacherRun) -> None:
+    folder = runs.folder / "student"
+    markers = replace(TEXT, prompt_marker="<user>", separator="", response_marker="<assistant>", end_marker="<eos>")
+    save_text_format(folder / "encoder", markers)
+    assert load_students([str(folder)], teacher).first[0].folder == folder
+    save_text_format(folder / "encoder", replace(markers, max_response_chars=101))
+    with pytest.raises(RunError, match=r"encoder: cuts texts to \(100, 101\) characters, but .*teacher to \(100, 100\)") as caught:
+        load_students([str(folder)], teacher)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

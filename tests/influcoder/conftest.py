@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast
 
+from influcoder.error_pooling import ErrorPooling
 from influcoder.onnx_export import export_encoder
 from influcoder.text_format import TextFormat, save_text_format
+from tests.influcoder.tiny_decoders import fresh_decoder
 
 WORDS = "the a of river bakes bread code prints seven stars green tea Lumora garden slowly because never music über naïve 東京".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -66,6 +68,30 @@ def save_modern_bert(folder: Path) -> None:
     _save(folder, "modern", Pooling(32, "cls"), Dense(32, 16, activation_function=torch.nn.Tanh()))
 
 
+def save_causal_lm(folder: Path) -> SentenceTransformer:
+    """Save and return a random Llama whose errors are pooled, with a head: nothing in it was fitted."""
+    decoder = fresh_decoder()
+    decoder.model.config.output_hidden_states = True
+    decoder.model.base_model.save_pretrained(folder / "lm")  # type: ignore[operator]  # a model
+    decoder.tokenizer.save_pretrained(folder / "lm")
+    text_only: Any = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+    transformer = Transformer(
+        str(folder / "lm"), max_seq_length=MAX_SEQ_LENGTH, modality_config=text_only, module_output_name="token_embeddings"
+    )
+    pooling = ErrorPooling(decoder.tokenizer("<assistant>")["input_ids"], [0, 1, 2], 4, *reversed(decoder.model.lm_head.weight.shape))
+    source = torch.Generator().manual_seed(0)
+    for name, values in pooling.named_buffers():
+        values.copy_(torch.rand(values.shape, generator=source) + 0.5 * (name == "spread"))
+    pooling.output_weight.copy_(decoder.model.lm_head.weight.detach())
+    head = Dense(pooling.get_embedding_dimension(), 12, activation_function=torch.nn.Identity())
+    encoder = SentenceTransformer(modules=[transformer, pooling, head, Normalize()], device="cpu")
+    encoder.save(str(folder), create_model_card=False)
+    shutil.rmtree(folder / "lm")
+    markers = {"prompt_marker": "<user>", "separator": "", "response_marker": "<assistant>", "end_marker": "<eos>"}
+    save_text_format(folder, TextFormat(max_prompt_chars=120, max_response_chars=400, **markers))
+    return encoder
+
+
 def _save(folder: Path, part: str, *heads: torch.nn.Module) -> None:
     transformer = Transformer(str(folder / part), max_seq_length=MAX_SEQ_LENGTH)
     SentenceTransformer(modules=[transformer, *heads], device="cpu").save(str(folder), create_model_card=False)
@@ -86,6 +112,13 @@ def modern_bert_folder(tmp_path: Path) -> Path:
     """A tiny ModernBERT encoder folder that was not exported."""
     save_modern_bert(tmp_path / "modern")
     return tmp_path / "modern"
+
+
+@pytest.fixture
+def causal_lm_folder(tmp_path: Path) -> Path:
+    """A tiny encoder folder of a causal LM that was not exported."""
+    save_causal_lm(tmp_path / "causal_lm")
+    return tmp_path / "causal_lm"
 
 
 @pytest.fixture(scope="session")

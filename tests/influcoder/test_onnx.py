@@ -20,6 +20,7 @@ from influcoder.metrics import per_query_spearman
 from influcoder.onnx_encoder import GraphSettings, OnnxEncoder, length_batches
 from influcoder.onnx_export import export_encoder
 from influcoder.runs import sha256_of_file
+from influcoder.sentence_encoder import load_sentence_encoder
 from influcoder.text_format import TextFormat, save_text_format
 
 HARD_TEXTS = [
@@ -48,7 +49,7 @@ def copied(exported_folder: Path, tmp_path: Path) -> Path:
 
 
 def torch_embeddings(folder: Path, texts: Sequence[str]) -> Any:
-    model = SentenceTransformer(str(folder), device="cpu")
+    model = load_sentence_encoder(folder)
     return model.encode(list(texts), batch_size=1, normalize_embeddings=True, show_progress_bar=False)
 
 
@@ -71,6 +72,35 @@ def test_modern_bert_with_a_dense_head_and_no_normalisation(modern_bert_folder: 
     assert encoder.settings.inputs == ("input_ids", "attention_mask") and encoder.settings.dim == 16
     np.testing.assert_allclose(encoder.encode(texts), torch_embeddings(modern_bert_folder, texts), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(encoder.encode(texts), axis=1), 1, atol=1e-5)
+
+
+def mark(text: str) -> str:
+    return f"<user>{text[::-1]}<assistant>{text}<eos>"
+
+
+@pytest.mark.slow
+def test_a_causal_lm_whose_errors_are_pooled(causal_lm_folder: Path) -> None:
+    parity = export_encoder(causal_lm_folder, [mark(text) for text in make_texts(40)])
+    assert parity["spearman_min"] > 0.999
+    encoder = OnnxEncoder(causal_lm_folder)
+    assert encoder.settings.inputs == ("input_ids", "attention_mask") and encoder.settings.dim == 12
+    texts = [mark(text) for text in make_texts(20, seed=3)]
+    texts += ["river bread", "<assistant>stars<assistant>tea", "<assistant>", "<user>tea<assistant>"]  # no marker, two, no response
+    found, truth = encoder.encode(texts), torch_embeddings(causal_lm_folder, texts)
+    np.testing.assert_allclose(found, truth, atol=1e-5)
+    assert np.ptp(truth, axis=0).max() > 0.1
+    taken = load_sentence_encoder(causal_lm_folder).preprocess(texts)
+    ids = [[int(piece) for piece in row[mask > 0]] for row, mask in zip(taken["input_ids"], taken["attention_mask"], strict=True)]
+    assert [encoding.ids for encoding in encoder.tokenize(texts)] == ids
+
+
+def test_weights_that_one_file_cannot_hold_are_refused(causal_lm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_sentence_encoder(causal_lm_folder)
+    parameters, buffers = (sum(tensor.nbytes for tensor in tensors) for tensors in (model.parameters(), model.buffers()))
+    monkeypatch.setattr(onnx_export, "MAX_GRAPH_BYTES", parameters + buffers - 1)  # the output layer of a causal LM is a buffer
+    with pytest.raises(RunError, match=r"GB of float32 weights; one ONNX file holds 2 GB; distil into a smaller encoder"):
+        export_encoder(causal_lm_folder, make_texts(40))
+    assert not (causal_lm_folder / "onnx").exists()
 
 
 @pytest.mark.slow

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 
 from influcoder.onnx_encoder import OnnxEncoder
 from influcoder.readers import DataSource, read_examples
-from influcoder.text_format import render
+from influcoder.text_format import load_text_format, render, save_text_format
 
 ALLOWED = {"numpy", "tokenizers", "onnxruntime"}
 
@@ -45,20 +48,34 @@ def test_it_needs_only_three_packages(script: Path) -> None:
     assert imported - set(sys.stdlib_module_names) == ALLOWED
 
 
-def test_its_ranking_is_that_of_the_library(script: Path, exported_folder: Path, tmp_path: Path) -> None:
+def as_chat(encoder: Path) -> None:
+    save_text_format(encoder, replace(load_text_format(encoder), prompt_marker="[", separator="]", response_marker="(", end_marker=")"))
+
+
+def as_before(encoder: Path) -> None:
+    path = encoder / "text_format.json"
+    old = json.loads(path.read_text())
+    del old["separator"], old["end_marker"]
+    path.write_text(json.dumps(old))
+
+
+@pytest.mark.parametrize("change", [as_chat, as_before])
+def test_its_ranking_is_that_of_the_library(script: Path, exported_folder: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    folder = Path(shutil.copytree(exported_folder, tmp_path / "encoder"))
+    change(folder)
     for name, rows in (("pool", make_rows(80, 0)), ("queries", make_rows(5, 1))):
         (tmp_path / f"{name}.jsonl").write_text(
             "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + "\n", encoding="utf-8"
         )
     pool, queries = (str(tmp_path / f"{name}.jsonl") for name in ("pool", "queries"))
     done = subprocess.run(
-        [sys.executable, str(script), str(exported_folder), pool, queries, "--top", "80"],
+        [sys.executable, str(script), str(folder), pool, queries, "--top", "80"],
         capture_output=True, text=True, cwd=tmp_path, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
 
-    encoder = OnnxEncoder(exported_folder)
+    encoder = OnnxEncoder(folder)
     vectors = {
         path: encoder.encode([render(row, encoder.text_format) for row in read_examples(DataSource(paths=(path,)))])
         for path in (pool, queries)

@@ -53,6 +53,9 @@ def test_rendered_text_carries_the_markers(tiny_rows: list[Example]) -> None:
     assert render(plain, default) == "Response: Snow fell on the harbour all night."
     assert render(talk, default) == ("Prompt: system: Be brief.\nuser: Hello\nassistant: Hello.\nuser: Is ice cold?\nResponse: Yes.")
     assert render(first, TextFormat(prompt_marker="Q ", response_marker="A ", max_response_chars=7)) == "Q Add 2 and 3.\nA The sum"
+    chat = TextFormat(prompt_marker="<u>", separator="", response_marker="</u><a>", end_marker="</a>", max_response_chars=7)
+    assert render(first, chat) == "<u>Add 2 and 3.</u><a>The sum</a>"
+    assert render(plain, chat) == "</u><a>Snow fe</a>"
 
 
 def test_truncate_all_cuts_every_row(tiny_rows: list[Example]) -> None:
@@ -60,9 +63,18 @@ def test_truncate_all_cuts_every_row(tiny_rows: list[Example]) -> None:
 
 
 def test_text_format_comes_back_from_its_file(tmp_path: Path) -> None:
-    written = TextFormat(max_prompt_chars=7, max_response_chars=9, prompt_marker="Frage: ", response_marker="答: ")
+    written = TextFormat(
+        max_prompt_chars=7, max_response_chars=9, prompt_marker="Frage: ", separator=" | ", response_marker="答: ", end_marker="■"
+    )
     save_text_format(tmp_path, written)
     assert load_text_format(tmp_path) == written
+    assert written.budgets == (7, 9)
+
+
+def test_a_file_from_before_separator_and_end_marker_renders_as_it_did(tmp_path: Path, tiny_rows: list[Example]) -> None:
+    old = {"version": 1, "max_prompt_chars": 5, "max_response_chars": 7, "prompt_marker": "Q ", "response_marker": "A "}
+    (tmp_path / FILE_NAME).write_text(json.dumps(old))
+    assert render(tiny_rows[0], load_text_format(tmp_path)) == "Q nd 3.\nA The sum"
 
 
 @pytest.mark.parametrize(
