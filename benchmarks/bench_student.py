@@ -36,7 +36,8 @@ ROOT, RESULT = Path("runs/bench_student"), Path("benchmarks/results/bench_studen
 QUERIES, CANDIDATES, ROWS = 200, 1000, 4000
 SEEDS = (0, 1, 2)
 TEXT, REFERENCE, OURS = "student_text", "student_reference", "student"
-STUDENTS: dict[str, tuple[str, tuple[int, ...], list[str]]] = {
+Students = dict[str, tuple[str, tuple[int, ...], list[str]]]
+STUDENTS: Students = {
     "ours": (OURS, SEEDS, []),
     "ours, no products": (OURS, (0,), ["--encoder.causal_lm.layers", "1", "--encoder.causal_lm.rank", "1"]),
     "ours, fine-tuned": (OURS, (0,), ["--trainer.max_epochs", "1000", "--optimizer.learning_rate", "1e-5", "--recipe.block_rows", "64"]),
@@ -52,7 +53,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_student", description=main.__doc__)
     parser.add_argument("--seconds", type=int, default=60, help="of training, for every student that is trained")
     parser.add_argument("--bench", nargs="+", default=["mixed", "plain"], choices=["mixed", "plain"])
+    parser.add_argument("--students", nargs="+", default=list(STUDENTS), choices=list(STUDENTS), help="`ours` is always among them")
     arguments = parser.parse_args()
+    chosen = {name: STUDENTS[name] for name in STUDENTS if name == "ours" or name in arguments.students}
     data = find_data()
     if data is None:
         return 2
@@ -64,9 +67,9 @@ def main() -> int:
             write_text_atomic(
                 root / "rows.jsonl", "".join(json.dumps({key: row[key] for key in ("id", "prompt", "response")}) + "\n" for row in rows)
             )
-        if code := run_steps(root, plan(root, arguments.seconds), data):
+        if code := run_steps(root, plan(root, arguments.seconds, chosen), data):
             return code
-        publish(bench, judge(root, data), arguments.seconds)
+        publish(bench, judge(root, data, chosen), arguments.seconds)
     return 0
 
 
@@ -90,11 +93,11 @@ def pool(data: Path, bench: str, seed: int = 0) -> list[dict[str, Any]]:
 SOURCES = {"instructions": ("alpaca", "dolly"), "code": ("gpteacher-codegen",), "role-play": ("gpteacher-roleplay",)}
 
 
-def plan(root: Path, seconds: int) -> list[tuple[str, list[str]]]:
+def plan(root: Path, seconds: int, students: Students) -> list[tuple[str, list[str]]]:
     """Return the stages in order: folder below `root`, and the module with its arguments."""
     teacher = ["teacher", "configs/bench_student/teacher.yaml", "--output", f"{root}/teacher", "--rows.paths", f"[{root}/rows.jsonl]"]
     steps = [("teacher", teacher)]
-    for name, (config, seeds, overrides) in STUDENTS.items():
+    for name, (config, seeds, overrides) in students.items():
         for seed in seeds:
             folder = run_name(name, seed)
             command = ["student", f"configs/bench_student/{config}.yaml", "--output", f"{root}/{folder}", "--teacher", f"{root}/teacher"]
@@ -108,11 +111,11 @@ def run_name(name: str, seed: int) -> str:
     return f"{name.replace(', ', '-').replace(' ', '_')}-seed-{seed}"
 
 
-def judge(root: Path, data: Path) -> dict[str, dict[str, Any]]:
+def judge(root: Path, data: Path, students: Students) -> dict[str, dict[str, Any]]:
     """Return the figures of every method."""
     question = ask(root, data)
     known = [*floors(question, root, data, minilm()), *teacher_kernels(question, root / "teacher")]
-    for name, (_, seeds, _) in STUDENTS.items():
+    for name, (_, seeds, _) in students.items():
         found = [student_kernel(question, root / run_name(name, seed)) for seed in seeds]
         known.append((name, "student", [kernel for kernel, _ in found], found[0][1]))
     resampler = Resampler(draws=2000, seed=0)

@@ -1,6 +1,6 @@
-"""The teacher's speed and memory against a LoRA training step, a loop over single rows, and Bergson.
+"""The teacher's speed and memory against a LoRA training step, a loop over single rows, Bergson and dattri-llm.
 
-    python -m benchmarks.teacher [--rows N] [--architecture small|qwen3-0.6b | --model FOLDER] [--bergson PYTHON]
+    python -m benchmarks.teacher [--rows N] [--architecture small|qwen3-0.6b | --model FOLDER] [--peers PYTHON]
 
 All take the same rows (the first of INFLUCODER_DATA's poison pool, in small-lm's tokens) with the loss on the response, all but the
 loop in length-sorted batches of at most --tokens padded tokens. After a warm-up they take turns, so that a slow minute of the machine
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -134,34 +135,80 @@ print("TOKENS_PER_SECOND", sum(tokens for _, tokens in seen[1:]) / (seen[-1][0] 
 """a build that tells its speed from the end of its first batch, which draws its projections, to the end of its last"""
 
 
-def bergson(python: str, decoder: Decoder, dim: int, tokens: int, folder: Path) -> Callable[[Rows], float]:
-    """(d) `bergson build` on the same model, tokens, loss and type; returns its tokens/s.
+DATTRI = """
+import json, sys, tempfile, time
+import torch
+from dattri_llm import GradientStorageManager, HookManager, HookManagerConfig, OffloadCallback
+from transformers import AutoModelForCausalLM
+from influcoder.influence.capture import gradient_layers
+from influcoder.influence.tokens import TokenizedRow, pad, row_losses, token_batches
+folder, device, side, tokens = sys.argv[1], torch.device(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+found = [json.loads(line) for line in open(f"{folder}/rows.jsonl")]
+rows, seen = [TokenizedRow(tuple(row["input_ids"]), row["labels"].count(-100)) for row in found], []
+model = AutoModelForCausalLM.from_pretrained(f"{folder}/model", dtype="auto").to(device).eval().requires_grad_(False)
+layers = gradient_layers(model)
+for layer in layers.values():
+    layer.module.requires_grad_(True)
+config = HookManagerConfig(
+    hook_types=dict.fromkeys(layers, "invasive_linear_io"),
+    projection_kwargs={"__default__": {"proj_dim": side, "proj_max_batch_size": 8, "proj_type": "rademacher"}},
+    capture_style="materialized",
+)
+with tempfile.TemporaryDirectory(dir=folder) as store:
+    save = OffloadCallback(offload_interval=1, file_manager=GradientStorageManager(store), recording_type="per_sample")
+    with HookManager(model, config=config, callbacks=[save]).collect():
+        for positions in token_batches(rows, tokens):
+            batch = [rows[position] for position in positions]
+            row_losses(model, *pad(batch, 0, device)).sum().backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seen.append((time.perf_counter(), sum(len(row.input_ids) for row in batch)))
+print("TOKENS_PER_SECOND", sum(tokens for _, tokens in seen[1:]) / (seen[-1][0] - seen[0][0]))
+"""
+"""its quick start's store of per-row gradients, with a projection, timed as BERGSON is; a batch's file is written during the next"""
 
-    It has no LoRA-B and no CountSketch: two dense sign matrices reduce each layer's whole gradient to P x P numbers, P such that all
-    of them come nearest to `dim`. It takes the embeddings' gradient too, runs without an attention mask, and writes the features.
+
+def peers(python: str, decoder: Decoder, dim: int, tokens: int, folder: Path) -> dict[str, Callable[[Rows], float]]:
+    """(d) `bergson build` and dattri-llm, each in a process of `python`; same model, rows, tokens, loss and type; both return tokens/s.
+
+    Neither has LoRA-B or CountSketch: two dense sign matrices reduce each layer's whole gradient to P x P numbers, P such that all of
+    them come nearest to `dim`, and the features are written.
+
+    - Bergson 2.5.1 takes the embeddings' gradient too and runs without an attention mask.
+    - dattri-llm 0.1.0 (and dattri 0.3.0, for the matrices) is given our batches, mask and loss, and the fastest of its ways here:
+      `invasive_linear_io` leaves out the weights' own gradients (its quick start's `linear_io` takes them, about half as fast on a
+      CPU), embeddings and norms are frozen, and P x P numbers are kept where its default keeps T x 2P. Layers of one width share
+      their matrices (one seed). It hashes every row and writes in the model's type. dattri's sparse projections (`sjlt`, `grass`)
+      refuse a CPU and are not measured.
+
+    Both fit one environment: `pip install bergson==2.5.1`, then `pip install --no-deps dattri==0.3.0 dattri-llm==0.1.0`.
     """
     decoder.model.save_pretrained(folder / "model")
     decoder.tokenizer.save_pretrained(folder / "model")
     on_cpu, side = decoder.device.type == "cpu", round((dim / len(gradient_layers(decoder.model))) ** 0.5)
-    command = [python, "-c", BERGSON, "build", f"{folder}/index", "--overwrite", "--loss_reduction=mean", f"--model={folder}/model"]
-    command += [f"--dataset={folder}/rows.jsonl", f"--token_batch_size={tokens}", f"--projection_dim={side}"]
-    command += ["--precision", "bf16" if decoder.model.dtype == torch.bfloat16 else "fp32"]
+    build = ["build", f"{folder}/index", "--overwrite", "--loss_reduction=mean", f"--model={folder}/model"]
+    build += [f"--dataset={folder}/rows.jsonl", f"--token_batch_size={tokens}", f"--projection_dim={side}"]
+    build += ["--precision", "bf16" if decoder.model.dtype == torch.bfloat16 else "fp32"]
+    capture = [str(folder), str(decoder.device), str(side), str(tokens)]
     environment = os.environ | {"HF_HOME": f"{folder}/cache", "HF_HUB_OFFLINE": "1"} | ({"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {})
 
-    def build(rows: Rows) -> float:
+    def measure(name: str, program: str, options: list[str], rows: Rows) -> float:
         pairs = [(row.input_ids, (-100,) * row.response_start + row.input_ids[row.response_start :]) for row in rows]
         (folder / "rows.jsonl").write_text("\n".join(json.dumps({"input_ids": ids, "labels": labels}) for ids, labels in pairs))
-        made = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        made = subprocess.run([python, "-c", program, *options], env=environment, capture_output=True, text=True, check=False)
         if made.returncode:
-            raise SystemExit(f"{python}: bergson build failed:\n{made.stderr[-2000:]}")
+            raise SystemExit(f"{python}: {name} failed:\n{made.stderr[-2000:]}")
         return float(made.stdout.split("TOKENS_PER_SECOND")[1])
 
-    return build
+    return {
+        "bergson build": partial(measure, "bergson build", BERGSON, build),
+        "dattri-llm": partial(measure, "dattri-llm", DATTRI, capture),
+    }
 
 
 def measure_speed(decoder: Decoder, rows: Rows, options: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
     """Return the tokens/s of every repeat, by contender."""
-    build = bergson(options.bergson, decoder, GradientConfig().dim, options.tokens, folder) if options.bergson else None
+    others = peers(options.peers, decoder, GradientConfig().dim, options.tokens, folder) if options.peers else {}
     projectors = {name: make_projector(decoder, name, rows, options.tokens) for name in CONFIGS}
     contenders: dict[str, Contender] = {"lora training": train_lora(replace(decoder, model=copy.deepcopy(decoder.model)), options.tokens)}
     contenders |= {name: project(projector) for name, projector in projectors.items()}
@@ -176,8 +223,8 @@ def measure_speed(decoder: Decoder, rows: Rows, options: argparse.Namespace, fol
             if decoder.device.type == "cuda":
                 torch.cuda.synchronize()
             found[name].append(tokens / (time.perf_counter() - started))
-        if build is not None:
-            found.setdefault("bergson build", []).append(build(rows))
+        for name, measure in others.items():
+            found.setdefault(name, []).append(measure(rows))
     return found
 
 
@@ -227,8 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, count in (("--rows", 128), ("--repeats", 3), ("--tokens", 1024)):
         parser.add_argument(name, type=int, default=count)
     parser.add_argument("--architecture", choices=list(ARCHITECTURES), default="small", help="random weights of this shape")
-    texts = {"--model": "folder of a causal LM, not random weights", "--bergson": "a Python that has it", "--memory-of": argparse.SUPPRESS}
-    for name, text in texts.items():
+    texts = {"--model": "folder of a causal LM, not random weights", "--peers": "a Python that has Bergson and dattri-llm"}
+    for name, text in (texts | {"--memory-of": argparse.SUPPRESS}).items():
         parser.add_argument(name, help=text)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="auto")
@@ -239,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.memory_of:
         print(peak_bytes(decoder, rows, options.memory_of, options.tokens))
         return 0
-    print("" if options.bergson else "bergson build: not measured; give --bergson the interpreter of an environment that has it")
+    print("" if options.peers else "Bergson, dattri-llm: not measured; give --peers the interpreter of an environment that has both")
     with tempfile.TemporaryDirectory() as folder:
         speed = measure_speed(decoder, rows, options, Path(folder))
     publish(decoder, speed, measure_memory(options), vars(options) | {"row_tokens": sum(len(row.input_ids) for row in rows)})

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NEEDS_TRAIN = {"onnx_export", "training"}
+NEEDS_TRAIN = {"error_pooling", "onnx_export", "sentence_encoder", "training"}
 """modules of influcoder/*.py that belong to the extra `train`; sub-packages are not looked at"""
 
 NOT_IN_BASE = (

@@ -17,7 +17,7 @@ def test_the_readme_quotes_the_results(repository: Path) -> None:
 
 
 def test_every_student_is_planned_once_with_the_same_seconds(tmp_path: Path) -> None:
-    steps = plan(tmp_path, 100)
+    steps = plan(tmp_path, 100, STUDENTS)
     folders = [folder for folder, _ in steps]
     assert len(set(folders)) == len(folders) == 1 + sum(len(seeds) for _, seeds, _ in STUDENTS.values())
     assert all(command[command.index("--trainer.max_time") + 1] == "00:00:01:40" for folder, command in steps if folder != "teacher")

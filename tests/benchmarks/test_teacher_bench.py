@@ -16,7 +16,7 @@ from influcoder.examples import Example
 from influcoder.influence.decoder import Decoder, FreshDecoder, make_fresh_decoder
 from influcoder.influence.tokens import TokenizedRow, tokenize
 
-RANK = 4
+RANK, TOKENS = 4, 256
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks for it
 
 
@@ -38,14 +38,14 @@ def small_configs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["default", "random factors"])
 def test_the_loop_over_single_rows_gives_the_same_features(name: str, decoder: Decoder, rows: list[TokenizedRow]) -> None:
-    projector = teacher.make_projector(decoder, name, rows)
+    projector = teacher.make_projector(decoder, name, rows, TOKENS)
     alone = teacher.single_rows(replace(decoder, model=copy.deepcopy(decoder.model)), projector)(rows)
     torch.testing.assert_close(alone, projector.project(rows)[0], rtol=1e-4, atol=1e-6)
 
 
 def test_training_moves_the_adapter_alone(decoder: Decoder, rows: list[TokenizedRow]) -> None:
     before = {name: tensor.clone() for name, tensor in decoder.model.state_dict().items()}
-    teacher.train_lora(decoder)(rows)
+    teacher.train_lora(decoder, TOKENS)(rows)
     after = {name.replace(".base_layer", ""): tensor for name, tensor in decoder.model.state_dict().items()}
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert any(bool(tensor.any()) for name, tensor in after.items() if ".lora_B." in name)
@@ -54,7 +54,7 @@ def test_training_moves_the_adapter_alone(decoder: Decoder, rows: list[Tokenized
 def test_speeds_and_peaks_are_published(
     decoder: Decoder, rows: list[TokenizedRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = argparse.Namespace(repeats=2, bergson=None)
+    options = argparse.Namespace(repeats=2, peers=None, tokens=TOKENS)
     speed = teacher.measure_speed(decoder, rows, options, tmp_path)
     assert {name: len(values) for name, values in speed.items()} == dict.fromkeys(["lora training", *teacher.CONFIGS, "single rows"], 2)
     monkeypatch.setattr(teacher, "RESULT", tmp_path / "speed.json")
@@ -64,8 +64,30 @@ def test_speeds_and_peaks_are_published(
     assert "single rows" in capsys.readouterr().out
 
 
+def interpreter(folder: Path, script: str) -> str:
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    return str(python)
+
+
+def test_peers_read_the_rows_and_say_their_speed(decoder: Decoder, rows: list[TokenizedRow], tmp_path: Path) -> None:
+    python = interpreter(tmp_path, "echo TOKENS_PER_SECOND 7.5")
+    speeds = {name: run(rows) for name, run in teacher.peers(python, decoder, 64, TOKENS, tmp_path).items()}
+    assert speeds == {"bergson build": 7.5, "dattri-llm": 7.5}
+    written = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    read = [TokenizedRow(tuple(row["input_ids"]), row["labels"].count(-100)) for row in written]
+    assert read == rows
+
+
+def test_a_peer_that_fails_is_named(decoder: Decoder, rows: list[TokenizedRow], tmp_path: Path) -> None:
+    python = interpreter(tmp_path, "echo no such module >&2; exit 1")
+    with pytest.raises(SystemExit, match="dattri-llm failed:\nno such module"):
+        teacher.peers(python, decoder, 64, TOKENS, tmp_path)["dattri-llm"](rows)
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_the_peak_holds_what_the_pass_allocates(decoder: Decoder, rows: list[TokenizedRow], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teacher, "project", lambda projector: lambda rows: torch.ones(25_000_000).sum())
-    peak = teacher.peak_bytes(decoder, rows, "default")
+    peak = teacher.peak_bytes(decoder, rows, "default", TOKENS)
     assert 95e6 < peak < 300e6

@@ -51,7 +51,7 @@ def lm(request: pytest.FixtureRequest) -> LlamaForCausalLM:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config).eval()
+        model: LlamaForCausalLM = LlamaForCausalLM(config).eval()
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == request.param
     return model
 

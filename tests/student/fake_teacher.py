@@ -43,7 +43,7 @@ class World:
 
 
 def make_teacher(folder: Path, count: int = 90, num_queries: int = 0, asymmetric: bool = False) -> Path:
-    """Write a complete teacher run whose ranking follows from the words.
+    """Write a complete teacher run whose ranking follows from the words; its second seed has a little more noise.
 
     Args:
         folder: of the run.
@@ -60,6 +60,7 @@ def make_teacher(folder: Path, count: int = 90, num_queries: int = 0, asymmetric
         sides["queries"] = (queries, world.point(asked, directions))
     if asymmetric:
         sides["rows_as_queries"] = (rows, world.point((chosen + 1) % TOPICS, directions))
+    second = np.random.default_rng(1)
     with create_run(folder, "teacher", "") as run:
         save_text_format(run.folder, TEXT)
         run.facts = {"method": "influcoder", "seeds": [4, 5], "decoder_fingerprint": "d" * 16}
@@ -68,6 +69,8 @@ def make_teacher(folder: Path, count: int = 90, num_queries: int = 0, asymmetric
                 write_examples(run.folder / f"{side}.parquet", examples)
                 run.facts[f"{side}_fingerprint"] = fingerprint(examples)
             write_store(run.folder / "features" / "seed-4" / side, examples, vectors)
+            noisy = vectors + 0.1 * second.normal(size=vectors.shape).astype(np.float32)
+            write_store(run.folder / "features" / "seed-5" / side, examples, noisy)
     return folder
 
 
