@@ -104,13 +104,17 @@ class ErrorPooling(Module):
         losses = torch.nn.functional.cross_entropy(logits, following, reduction="none")
         return logits.softmax(1) @ weight - weight[following], losses
 
+    def marker_ends(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return whether a marker ends at a position (B, T)."""
+        position, found = torch.arange(ids.shape[1], device=ids.device), mask.bool()
+        for offset, piece in enumerate(reversed(self.marker_ids)):
+            found = found & (ids.roll(offset, 1) == piece) & (position >= offset)
+        return found
+
     def _predicts(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return 1 where a position predicts a token of the response (B, T): from the marker's end on; all positions without a marker."""
         position = torch.arange(ids.shape[1], device=ids.device)
-        found = mask.bool()
-        for offset, piece in enumerate(reversed(self.marker_ids)):
-            found = found & (ids.roll(offset, 1) == piece) & (position >= offset)
-        end = (found * position).amax(1, keepdim=True)
+        end = (self.marker_ends(ids, mask) * position).amax(1, keepdim=True)
         followed = mask.bool() & (mask.roll(-1, 1) > 0) & (position < ids.shape[1] - 1)
         return ((position >= end) & followed).float()
 

@@ -24,6 +24,8 @@ TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "last_hidden_st
 """the text as it is: sentence-transformers wraps it in the tokenizer's chat template, where there is one, unless told so"""
 AXES_TEXTS = 512
 """texts whose tokens give the leading directions"""
+MOST_WITHOUT = 0.1
+"""share of them in which the response's beginning may be missing"""
 BATCH = 32
 
 
@@ -58,6 +60,8 @@ def with_markers(text_format: TextFormat, lm: Decoder) -> TextFormat:
             "encoder.causal_lm: its chat template puts nothing fixed before the response; expected a marker; set chat_template"
         )
     end = whole.partition(RESPONSE)[2]
+    if tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:  # it puts one there itself
+        start = start.removeprefix(tokenizer.bos_token)
     return replace(text_format, prompt_marker=start, separator="", response_marker=marker, end_marker=end)
 
 
@@ -86,16 +90,27 @@ def make_causal_lm(config: CausalLMEncoder, lm: Decoder, texts: Sequence[str], m
 
 @torch.no_grad()
 def _fit(encoder: SentenceTransformer, pooling: ErrorPooling, texts: Sequence[str], seed: int) -> None:
-    """Set directions, then centres and spread."""
+    """Set directions, then centres and spread.
+
+    Raises:
+        ConfigError: when the beginning of the response is not found in most texts.
+    """
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     errors: list[Tensor] = []
     states: list[list[Tensor]] = [[] for _ in pooling.layers]
-    for features in _features(encoder, [texts[place] for place in order[:AXES_TEXTS]]):
+    sample, without = [texts[place] for place in order[:AXES_TEXTS]], 0
+    for features in _features(encoder, sample):
+        without += int((~pooling.marker_ends(features["input_ids"], features["attention_mask"]).any(1)).sum())
         every, found, _, weights = pooling.tokens(features)
         chosen = weights > 0
         errors.append(found[chosen])
         for held, layer in zip(states, pooling.layers, strict=True):
             held.append(torch.nn.functional.normalize(every[layer][chosen], dim=1))
+    if without > MOST_WITHOUT * len(sample):
+        raise ConfigError(
+            f"encoder.causal_lm: {without} of {len(sample)} texts show no beginning of a response within encoder.max_tokens "
+            f"{encoder.max_seq_length}; expected nearly all; raise max_tokens, or set a chat_template whose marker is a token of its own"
+        )
     pooling.error_axes.copy_(_leading(errors, pooling.rank))
     pooling.state_axes.copy_(torch.stack([_leading(held, pooling.rank) for held in states]))
     raw = torch.cat([pooling.raw(features) for features in _features(encoder, texts)])

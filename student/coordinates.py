@@ -48,8 +48,8 @@ def principal_coordinates(features: Tensor, width: int) -> PrincipalCoordinates:
         torch.manual_seed(0)
         vectors, values, _ = torch.svd_lowrank(moment.double(), q=min(len(moment), width + OVERSAMPLE), niter=ITERATIONS)
     kept = values > values[0] * LEAST_VALUE
-    vectors, values = vectors[:, kept][:, :width].float(), values[kept][:width].float()
-    axes = features.T @ (vectors / values.sqrt()) if by_rows else vectors
+    vectors, values = vectors[:, kept][:, :width], values[kept][:width]
+    axes = features.T @ (vectors / values.sqrt()).to(features.dtype) if by_rows else vectors.to(features.dtype)
     axes = torch.nn.functional.pad(axes, (0, width - axes.shape[1]))
     coordinates = projected(features, axes)
     return PrincipalCoordinates(coordinates, axes, float(coordinates.square().sum() / features.square().sum()))

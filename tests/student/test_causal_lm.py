@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
 
 from influcoder.error_pooling import ErrorPooling
@@ -95,6 +96,27 @@ def test_a_template_that_does_not_say_where_the_response_begins_is_refused(lm: D
     with pytest.raises(ConfigError, match=message) as caught:
         with_markers(TEXT, lm)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_puts_a_beginning_itself_gets_none_from_the_template(lm: Decoder) -> None:
+    tokenizer: Any = lm.tokenizer
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = processor
+    tokenizer.chat_template = "<bos>" + tokenizer.chat_template
+    row = ROWS[0]
+    messages = [{"role": "user", "content": row.prompt}, {"role": "assistant", "content": row.response}]
+    expected = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+    assert tokenizer(render(row, with_markers(TEXT, lm)))["input_ids"] == expected
+    assert expected.count(tokenizer.bos_token_id) == 1
+
+
+def test_texts_whose_response_is_cut_off_are_refused(lm: Decoder) -> None:
+    texts = rendered(lm)
+    with pytest.raises(
+        ConfigError, match=f"{len(texts)} of {len(texts)} texts show no beginning of a response within encoder.max_tokens 2; "
+    ):
+        make_causal_lm(CONFIG, lm, texts, 2, seed=0)
 
 
 def test_an_output_layer_with_a_bias_is_refused(tmp_path: Path) -> None:

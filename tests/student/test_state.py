@@ -129,7 +129,7 @@ def test_a_damaged_state_is_refused_in_one_line(place: float, stopped: tuple[Stu
     content[int(place * len(content)) if isinstance(place, float) else place] ^= 0x15
     state.write_bytes(content)
     expected = (
-        r"state\.safetensors: (checksum \w+, expected \w+; it is damaged|not a readable state .*); remove it to begin the training anew"
+        r"state\.safetensors: (checksum \S+, expected \S+; it is damaged|not a readable state .*); remove it to begin the training anew"
     )
     with pytest.raises(RunError, match=expected) as caught:
         run_stage(config)
