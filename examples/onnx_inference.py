@@ -20,15 +20,20 @@ from tokenizers import Tokenizer
 
 def read_texts(path: str, text_format: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Return ids and texts, cut and marked as in training: the prompt keeps its tail, the response its head."""
-    text_format = {"separator": "\n", "end_marker": ""} | text_format  # older files lack these
+    text_format = {"separator": "\n", "end_marker": "", "bare_marker": None} | text_format  # older files lack these
+    bare = text_format["response_marker"] if text_format["bare_marker"] is None else text_format["bare_marker"]
     ids, texts = [], []
     with open(path, encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines if line.strip()]
     for number, row in enumerate(rows, 1):
         prompt = row.get("prompt", "")[-text_format["max_prompt_chars"] :]
-        response = text_format["response_marker"] + row["response"][: text_format["max_response_chars"]] + text_format["end_marker"]
+        response = row["response"][: text_format["max_response_chars"]] + text_format["end_marker"]
         ids.append(str(row.get("id", number)))
-        texts.append(f"{text_format['prompt_marker']}{prompt}{text_format['separator']}{response}" if prompt else response)
+        texts.append(
+            f"{text_format['prompt_marker']}{prompt}{text_format['separator']}{text_format['response_marker']}{response}"
+            if prompt
+            else bare + response
+        )
     return ids, texts
 
 

@@ -33,6 +33,8 @@ class TextFormat:
     """what the encoder sees between context and response"""
     response_marker: str = "Response: "
     """what the encoder sees before the response"""
+    bare_marker: str | None = None
+    """what it sees before a response without context; null is `response_marker`"""
     end_marker: str = ""
     """what the encoder sees after the response"""
 
@@ -68,8 +70,10 @@ def truncate_all(examples: Sequence[Example], text_format: TextFormat) -> list[E
 def render(example: Example, text_format: TextFormat) -> str:
     """Return the text that the encoder embeds. Expects a row that was truncated; cutting twice changes nothing."""
     cut = truncate(example, text_format)
-    response = f"{text_format.response_marker}{cut.response}{text_format.end_marker}"
-    return f"{text_format.prompt_marker}{cut.prompt}{text_format.separator}{response}" if cut.context else response
+    response = f"{cut.response}{text_format.end_marker}"
+    if cut.context:
+        return f"{text_format.prompt_marker}{cut.prompt}{text_format.separator}{text_format.response_marker}{response}"
+    return f"{text_format.response_marker if text_format.bare_marker is None else text_format.bare_marker}{response}"
 
 
 def save_text_format(folder: Path, text_format: TextFormat) -> None:

@@ -60,9 +60,10 @@ def with_markers(text_format: TextFormat, lm: Decoder) -> TextFormat:
             "encoder.causal_lm: its chat template puts nothing fixed before the response; expected a marker; set chat_template"
         )
     end = whole.partition(RESPONSE)[2]
-    if tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:  # it puts one there itself
-        start = start.removeprefix(tokenizer.bos_token)
-    return replace(text_format, prompt_marker=start, separator="", response_marker=marker, end_marker=end)
+    first = tokenizer.bos_token or tokenizer.eos_token or ""  # what the teacher's tokens begin with where there is no context
+    if tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:  # the tokenizer puts it there itself
+        start, first = start.removeprefix(first), ""
+    return replace(text_format, prompt_marker=start, separator="", response_marker=marker, bare_marker=first, end_marker=end)
 
 
 def make_causal_lm(config: CausalLMEncoder, lm: Decoder, texts: Sequence[str], max_tokens: int, seed: int) -> SentenceTransformer:
@@ -84,33 +85,34 @@ def make_causal_lm(config: CausalLMEncoder, lm: Decoder, texts: Sequence[str], m
     pooling = ErrorPooling(marker_ids, layers, min(config.rank, output.shape[1]), output.shape[1], output.shape[0])
     pooling.output_weight.copy_(output)
     encoder = SentenceTransformer(modules=[transformer, pooling], device="cpu").eval()
+    _check(encoder, pooling, [text for text in texts if marker in text][:AXES_TEXTS])
     _fit(encoder, pooling, texts, seed)
     return encoder
 
 
+def _check(encoder: SentenceTransformer, pooling: ErrorPooling, texts: Sequence[str]) -> None:
+    """Refuse an encoder that does not find the beginning of the response in texts that have its marker."""
+    batches = (encoder.preprocess([text]) for text in texts)
+    without = sum(not bool(pooling.marker_ends(batch["input_ids"], batch["attention_mask"]).any()) for batch in batches)
+    if without > MOST_WITHOUT * len(texts):
+        raise ConfigError(
+            f"encoder.causal_lm: {without} of {len(texts)} texts show no beginning of a response within encoder.max_tokens "
+            f"{encoder.max_seq_length}; expected nearly all; raise max_tokens, or set a chat_template whose marker is a token of its own"
+        )
+
+
 @torch.no_grad()
 def _fit(encoder: SentenceTransformer, pooling: ErrorPooling, texts: Sequence[str], seed: int) -> None:
-    """Set directions, then centres and spread.
-
-    Raises:
-        ConfigError: when the beginning of the response is not found in most texts.
-    """
+    """Set directions, then centres and spread."""
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     errors: list[Tensor] = []
     states: list[list[Tensor]] = [[] for _ in pooling.layers]
-    sample, without = [texts[place] for place in order[:AXES_TEXTS]], 0
-    for features in _features(encoder, sample):
-        without += int((~pooling.marker_ends(features["input_ids"], features["attention_mask"]).any(1)).sum())
+    for features in _features(encoder, [texts[place] for place in order[:AXES_TEXTS]]):
         every, found, _, weights = pooling.tokens(features)
         chosen = weights > 0
         errors.append(found[chosen])
         for held, layer in zip(states, pooling.layers, strict=True):
             held.append(torch.nn.functional.normalize(every[layer][chosen], dim=1))
-    if without > MOST_WITHOUT * len(sample):
-        raise ConfigError(
-            f"encoder.causal_lm: {without} of {len(sample)} texts show no beginning of a response within encoder.max_tokens "
-            f"{encoder.max_seq_length}; expected nearly all; raise max_tokens, or set a chat_template whose marker is a token of its own"
-        )
     pooling.error_axes.copy_(_leading(errors, pooling.rank))
     pooling.state_axes.copy_(torch.stack([_leading(held, pooling.rank) for held in states]))
     raw = torch.cat([pooling.raw(features) for features in _features(encoder, texts)])

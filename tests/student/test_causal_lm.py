@@ -78,7 +78,7 @@ def test_rows_are_rendered_as_the_template_has_them(lm_folder: Path, template: s
 
 
 def test_the_markers_are_what_stands_around_the_texts(lm: Decoder) -> None:
-    expected = replace(TEXT, prompt_marker="<user>", separator="", response_marker="<assistant>", end_marker="<eos>")
+    expected = replace(TEXT, prompt_marker="<user>", separator="", response_marker="<assistant>", bare_marker="<eos>", end_marker="<eos>")
     assert with_markers(TEXT, lm) == expected
 
 
@@ -109,6 +109,12 @@ def test_a_tokenizer_that_puts_a_beginning_itself_gets_none_from_the_template(lm
     expected = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
     assert tokenizer(render(row, with_markers(TEXT, lm)))["input_ids"] == expected
     assert expected.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_row_without_context_reads_as_its_teacher_reads_it(lm: Decoder) -> None:
+    row = Example(id="bare", context=(), response="dutt bark")
+    text = render(row, with_markers(TEXT, lm))
+    assert tuple(lm.tokenizer(text)["input_ids"]) == tokenize([row], lm)[0].input_ids
 
 
 def test_texts_whose_response_is_cut_off_are_refused(lm: Decoder) -> None:
@@ -290,7 +296,7 @@ def test_a_run_ends_with_the_head_in_closed_form(finished: StudentConfig, finish
     model = AutoModelForCausalLM.from_pretrained(lm_folder).base_model.state_dict()
     kept = weights_of(encoder)
     assert model.keys() == kept.keys() and all(torch.equal(kept[name], value) for name, value in model.items()), "only the head was fitted"
-    with_own = replace(TEXT, prompt_marker="<user>", separator="", response_marker="<assistant>", end_marker="<eos>")
+    with_own = replace(TEXT, prompt_marker="<user>", separator="", response_marker="<assistant>", bare_marker="<eos>", end_marker="<eos>")
     for name in ("encoder", "initial_encoder"):
         assert load_text_format(Path(finished.output) / name) == with_own
     target, other = load_target(finished), load_target(make_config(finished_teacher, Path(finished.output)))
