@@ -136,7 +136,7 @@ def test_a_comparison_without_memory_costs_no_features(
 
     monkeypatch.setattr(teacher.checks, "exact_products", full)
     assert check_projection(projector(), (None, None), rows, ChecksConfig()) is None
-    assert budgets[:3] == [4096, 2048, 1024]
+    assert budgets[:3] == [1024, 512, 256]
     assert "exact cosines left out: memory ran out with one row" in capsys.readouterr().out
 
 
