@@ -5,7 +5,8 @@ Legend: B rows, T tokens. Batches are right-padded; padded positions never count
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,13 +88,33 @@ def pad(rows: Sequence[TokenizedRow], pad_token_id: int, device: torch.device) -
 def row_losses(model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
     """Return each row's mean cross-entropy (nats) over its response tokens, `(B,)`; inputs are (B, T).
 
-    Logits are asked from the first position on that predicts a response: the rest are nobody's loss, and a large vocabulary is dear.
+    Only positions that predict a response go through the output layer: the rest are nobody's loss, and a large vocabulary is dear.
     """
     kept = input_ids.shape[1] - int(response_mask.argmax(1).min()) + 1
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=kept).logits[:, :-1].float()
-    targets, mask = input_ids[:, 1 - kept :], response_mask[:, 1 - kept :]
-    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(mask)
-    return (losses * mask).sum(1) / mask.sum(1)
+    targets, mask = input_ids[:, 1 - kept :], response_mask[:, 1 - kept :].bool()
+    asked = torch.nn.functional.pad(mask, (0, 1))  # the last position predicts nothing
+    with _reading_only(model, asked):
+        logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=kept).logits.float()
+    if logits.ndim > 2:  # a model without a head of its own has read everything
+        logits = logits[asked]
+    losses = torch.nn.functional.cross_entropy(logits, targets[mask].to(logits.device), reduction="none")
+    rows = mask.nonzero()[:, 0].to(losses.device)
+    sums = losses.new_zeros(len(mask)).index_add(0, rows, losses)
+    return sums / mask.sum(1).to(sums.device)
+
+
+@contextmanager
+def _reading_only(model: torch.nn.Module, positions: Tensor) -> Iterator[None]:
+    """While it runs, the output layer is given the states of some positions alone, (B, T) to (positions, width)."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda module, inputs: (inputs[0][positions.to(inputs[0].device)],))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
