@@ -114,8 +114,10 @@ def draw(found: dict[str, Any]) -> None:
         widths.plot(list(values["width"]), list(values["width"].values()), color=colour, marker="o", label=f"{bench}, float32")
         int8s = [entry["int8_spearman"] for entry in values["bytes"].values()]
         widths.plot(list(values["width"]), int8s, "--", color=colour, marker="x", label=f"{bench}, int8")
-    for axes, name in ((labels, "labelled rows"), (widths, "numbers in an embedding")):
+    for axes, name, ticks in ((labels, "labelled rows", LABELS), (widths, "numbers in an embedding", WIDTHS)):
         axes.set(xscale="log", xlabel=name)
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     labels.set_ylabel("per-query Spearman with exact gradients")
