@@ -43,7 +43,7 @@ class ErrorPooling(Module):
             width: D.
             vocabulary: V.
         """
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # the base class is untyped
         self.marker_ids, self.layers, self.rank, self.width, self.vocabulary = list(marker_ids), list(layers), rank, width, vocabulary
         self.register_buffer("output_weight", torch.zeros(vocabulary, width))
         self.register_buffer("state_axes", torch.zeros(len(self.layers), width, rank))
