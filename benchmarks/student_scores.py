@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 from sklearn.linear_model import RidgeCV
 
 from influcoder.examples import Example
-from influcoder.features import load_features
+from influcoder.features import load_row_vectors
 from influcoder.influence.decoder import DecoderConfig, load_decoder
 from influcoder.influence.representations import hidden_states
 from influcoder.influence.tokens import tokenize
@@ -59,7 +59,7 @@ class Question:
         return [self.examples[place] for place in [*self.queries, *self.rows]]
 
 
-def floors(question: Question, root: Path, data: Path, encoder: str) -> list[Method]:
+def floors(question: Question, root: Path, decoder_path: Path, encoder: str) -> list[Method]:
     """Return BM25, hidden states, the untrained encoder, a query-blind ridge on it, and chance."""
     words = [
         bm25s.tokenize([f"{row.prompt}\n{row.response}" for row in question.asked], stopwords=None, return_ids=False, show_progress=False)
@@ -68,7 +68,7 @@ def floors(question: Question, root: Path, data: Path, encoder: str) -> list[Met
     ranker.index(words[len(question.queries) :], show_progress=False)
     known = [[word for word in query if word in ranker.vocab_dict] for query in words[: len(question.queries)]]
     bm25 = np.stack([ranker.get_scores(query) if query else np.zeros(len(question.rows)) for query in known])
-    decoder = load_decoder(DecoderConfig(path=str(data / "models" / "small-lm")), [], 0)
+    decoder = load_decoder(DecoderConfig(path=str(decoder_path)), [], 0)
     states = hidden_states(decoder, tokenize(question.asked, decoder), 1024)[1].numpy()
     states /= np.linalg.norm(states, axis=1, keepdims=True)
     text_format = load_text_format(root / "teacher")
@@ -86,9 +86,9 @@ def floors(question: Question, root: Path, data: Path, encoder: str) -> list[Met
 
 def _query_blind(question: Question, root: Path, encoder: SentenceTransformer) -> Kernel:
     """Predict each row's mean score from its text alone: ridge on the untrained embedding, fitted on training rows."""
-    features = load_features(root / "teacher" / "features" / "seed-0" / "rows").vectors
+    _, asking, features = load_row_vectors(root / "teacher" / "features" / "seed-0")
     train = np.flatnonzero(question.parts == "train")[:1000]
-    level = features[train] @ features[train].mean(0)
+    level = features[train] @ asking[train].mean(0)
     text_format = load_text_format(root / "teacher")
     texts = [render(question.examples[place], text_format) for place in [*train, *question.rows]]
     vectors = encoder.encode(texts, normalize_embeddings=True, show_progress_bar=False)
@@ -96,19 +96,19 @@ def _query_blind(question: Question, root: Path, encoder: SentenceTransformer) -
     return np.tile(values.astype(np.float32), (len(question.queries), 1))
 
 
-def teacher_kernels(question: Question, teacher: Path) -> list[Method]:
-    """Return the projected teacher's two seeds against the truth, and the best kernels of some ranks, fitted on training rows."""
+def teacher_kernels(question: Question, teacher: Path, seeds: Sequence[int] = (0, 1)) -> list[Method]:
+    """Return the projected teacher's seeds against the truth, and the best kernels of some ranks, fitted on training rows."""
     found: list[Method] = []
-    asked = [*question.queries, *question.rows]
-    for seed, name in ((0, "teacher, projected"), (1, "teacher, second seed")):
-        features = load_features(teacher / "features" / f"seed-{seed}" / "rows").vectors
-        found.append((name, "ceiling", [question.kernel(features[asked])], {"bytes_per_row": 2 * features.shape[1]}))
+    for seed in seeds:
+        _, asking, features = load_row_vectors(teacher / "features" / f"seed-{seed}")
+        queries, rows = torch.from_numpy(asking[question.queries]), torch.from_numpy(features[question.rows])
+        name = "teacher, second seed" if seed else "teacher, projected"
+        found.append((name, "ceiling", [(queries @ rows.T).numpy()], {"bytes_per_row": 2 * features.shape[1]}))
         if seed == 0:
-            train = torch.from_numpy(features[question.parts != "test"])
-            axes = principal_coordinates(train, max(WIDTHS)).axes
+            axes = principal_coordinates(torch.from_numpy(features[question.parts != "test"]), max(WIDTHS)).axes
             for width in WIDTHS:
-                vectors = projected(torch.from_numpy(features[asked]), axes[:, :width])
-                found.append((f"oracle of rank {width}", "oracle", [question.kernel(vectors.numpy())], {"bytes_per_row": 4 * width}))
+                kernel = projected(queries, axes[:, :width]) @ projected(rows, axes[:, :width]).T
+                found.append((f"oracle of rank {width}", "oracle", [kernel.numpy()], {"bytes_per_row": 4 * width}))
     return found
 
 

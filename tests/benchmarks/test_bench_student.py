@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import student_table
-from benchmarks.bench_student import STUDENTS, plan, pool, run_name
+from benchmarks.bench_student import BENCHES, STUDENTS, plan, pool, run_name
 from benchmarks.student_curves import int8
 from benchmarks.student_scores import Question
 
@@ -17,10 +17,19 @@ def test_the_readme_quotes_the_results(repository: Path) -> None:
 
 
 def test_every_student_is_planned_once_with_the_same_seconds(tmp_path: Path) -> None:
-    steps = plan(tmp_path, 100, STUDENTS)
+    steps = plan(tmp_path, BENCHES["mixed"], 100, STUDENTS)
     folders = [folder for folder, _ in steps]
     assert len(set(folders)) == len(folders) == 1 + sum(len(seeds) for _, seeds, _ in STUDENTS.values())
     assert all(command[command.index("--trainer.max_time") + 1] == "00:00:01:40" for folder, command in steps if folder != "teacher")
+
+
+def test_a_second_target_changes_no_setting_but_the_decoder(tmp_path: Path) -> None:
+    bench = BENCHES["less"]
+    plans = [dict(plan(tmp_path, other, 100, {name: STUDENTS[name] for name in bench.students})) for other in (BENCHES["mixed"], bench)]
+    assert "configs/bench_student/teacher_less.yaml" in plans[1]["teacher"]
+    for folder in plans[0]:
+        added = plans[1][folder][len(plans[0][folder]) :]
+        assert folder == "teacher" or (plans[0][folder] + added == plans[1][folder] and added[::2] in ([], ["--encoder.causal_lm.path"]))
 
 
 def test_folders_of_students_differ() -> None:
