@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fix bench-eval bench-teachers bench-student soak clean
+.PHONY: help install demo test check fix bench-eval bench-teachers bench-planted bench-student soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ soak: install ## teacher and student runs killed at 20 random moments: every fil
 
 bench-teachers: install ## every gradient method beside the floors on planted rows; 30 minutes
 	@$(OFFLINE) $(BIN)/python -m benchmarks.bench_teachers
+
+bench-planted: install ## does the student find planted rows as well as the best teacher; 20 minutes
+	@$(OFFLINE) $(BIN)/python -m benchmarks.bench_planted
 
 bench-student: install ## students beside their ceilings and floors on rows they have not seen, judged on exact gradients; 40 minutes
 	@$(OFFLINE) $(BIN)/python -m benchmarks.bench_student

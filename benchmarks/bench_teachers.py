@@ -31,7 +31,7 @@ def main() -> int:
         write_pool(data, ROOT / "data", benign=BENIGN, passages=0)
     if code := run_steps(ROOT, plan(), data):
         return code
-    publish()
+    publish("bench_teachers", [name for name, _ in plan()])
     return 0
 
 
@@ -46,22 +46,22 @@ def plan() -> list[tuple[str, list[str]]]:
     return [*steps, ("eval", ["eval", "configs/bench_teachers/eval.yaml"])]
 
 
-def publish() -> None:
-    """Copy summary and table, with what each teacher said of its noise and its cost."""
-    records = {name: json.loads((ROOT / name / "run.json").read_text()) for name, _ in plan()}
-    summary = json.loads((ROOT / "eval" / "summary.json").read_text())
+def publish(result: str, folders: list[str]) -> None:
+    """Copy summary and table of the evaluation, the last of the folders, with what each teacher said of its noise and its cost."""
+    records = {name: json.loads((ROOT / name / "run.json").read_text()) for name in folders}
+    summary = json.loads((ROOT / folders[-1] / "summary.json").read_text())
     told = ("method", "normalise", "gradients", "seeds", "dim", "passes", "seconds", "seed_agreement", "projection", "cost", "git_commit")
     figures = {
         "git_commits": sorted({record["git_commit"] for record in records.values()}),
         "published_at": git_commit(),
-        "hardware": records["eval"]["hardware"],
+        "hardware": records[folders[-1]]["hardware"],
         "stage_seconds": {name: record["seconds"] for name, record in records.items()},
         "teachers": {name: {key: record.get(key) for key in told} for name, record in records.items() if name.startswith("teacher")},
         "summary": {key: shortened(value) for key, value in summary.items() if key not in ("tasks", "query_set")},
     }
-    (RESULTS / "bench_teachers.json").write_text(json.dumps(figures, indent=1) + "\n")
-    (RESULTS / "bench_teachers.md").write_text((ROOT / "eval" / "table.md").read_text())
-    print(f"{RESULTS}/bench_teachers.json")
+    (RESULTS / f"{result}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (RESULTS / f"{result}.md").write_text((ROOT / folders[-1] / "table.md").read_text())
+    print(f"{RESULTS}/{result}.json")
 
 
 if __name__ == "__main__":

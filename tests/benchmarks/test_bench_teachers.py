@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
-from benchmarks.bench_teachers import ROOT, plan
+import pytest
+
+from benchmarks import bench_planted, bench_teachers
+from benchmarks.bench_teachers import ROOT
 from benchmarks.projections import PROJECTIONS
 from benchmarks.teacher_tables import BLOCK, FLOORS, TASKS, TEACHERS, load, tables
 from eval.config import EvalConfig
@@ -12,11 +16,12 @@ from influcoder.program import parse_config
 from teacher.config import TeacherConfig
 
 
-def test_eval_judges_the_runs_that_the_plan_makes(repository: Path) -> None:
-    made = [str(ROOT / name) for name, _ in plan()]
-    config, _ = parse_config(EvalConfig, [str(repository / "configs/bench_teachers/eval.yaml")], "eval")
-    assert made == [config.teacher, *config.teachers.values(), *config.student, config.output]
-    for name, (module, path, *_) in plan():
+@pytest.mark.parametrize("bench", [bench_teachers, bench_planted])
+def test_eval_judges_the_runs_that_the_plan_makes(repository: Path, bench: ModuleType) -> None:
+    steps = bench.plan()
+    config, _ = parse_config(EvalConfig, [str(repository / steps[-1][1][1])], "eval")
+    assert {str(ROOT / name) for name, _ in steps} == {config.teacher, *config.teachers.values(), *config.student, config.output}
+    for name, (module, path, *_) in steps:
         assert (repository / path).is_file()
         if module == "teacher":
             teacher, _ = parse_config(TeacherConfig, [str(repository / path)], "teacher")

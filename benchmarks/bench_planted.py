@@ -1,0 +1,44 @@
+"""`make bench-planted`: does the student find planted rows as well as its teacher, where its teacher stands above the floors?
+
+    python -m benchmarks.bench_planted     about 20 minutes on 2 cores; goes on where it stopped, and from what make bench-teachers left
+
+The rows and the decoder of `make bench-teachers`. The teacher is the best one there, LoGra with each layer's cosine; the student is the
+decoder's own errors with a head in closed form, cross-fitted, so that every row is scored by a student that was not fitted on it.
+Writes benchmarks/results/bench_planted.json and .md.
+"""
+
+from __future__ import annotations
+
+from benchmarks.bench_eval import find_data, run_steps
+from benchmarks.bench_pool import write_pool
+from benchmarks.bench_teachers import BENIGN, FOLDS, ROOT, publish
+
+TEACHERS = {"teacher": "teacher", "teacher-logra": "teacher_logra"}
+"""config by folder; the first trains the decoder of the others"""
+
+
+def main() -> int:
+    """Run the stages that are missing, then copy the figures."""
+    data = find_data()
+    if data is None:
+        return 2
+    if not (ROOT / "data" / "rows.jsonl").exists():
+        write_pool(data, ROOT / "data", benign=BENIGN, passages=0)
+    if code := run_steps(ROOT, plan(), data):
+        return code
+    publish("bench_planted", [name for name, _ in plan()])
+    return 0
+
+
+def plan() -> list[tuple[str, list[str]]]:
+    """Return the stages in order: folder below runs/bench_teachers, and the module with its arguments."""
+    steps = [(folder, ["teacher", f"configs/bench_teachers/{config}.yaml"]) for folder, config in TEACHERS.items()]
+    for fold in FOLDS:
+        name = f"planted-student-fold-{fold}"
+        settings = ["--output", str(ROOT / name), "--split.fold", str(fold)]
+        steps.append((name, ["student", "configs/bench_teachers/student_planted.yaml", *settings]))
+    return [*steps, ("planted-eval", ["eval", "configs/bench_teachers/eval_planted.yaml"])]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
