@@ -39,7 +39,20 @@ def load_causal_lm(config: CausalLMEncoder) -> Decoder:
     head = lm.model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
         raise ConfigError(f"encoder.causal_lm {config.path!r}: its output layer has a bias, or is none; expected a plain matrix")
+    if not _logits_are_products(lm, head.weight):
+        raise ConfigError(
+            f"encoder.causal_lm {config.path!r}: its logits are not the last states times the output matrix (capped or scaled, as in "
+            "Gemma 2, Cohere, Granite); expected these, of which the errors are made; take another causal LM"
+        )
     return lm
+
+
+@torch.no_grad()
+def _logits_are_products(lm: Decoder, output: Tensor) -> bool:
+    ids = torch.arange(min(16, len(output)))[None]
+    found = lm.model(input_ids=ids, output_hidden_states=True)
+    plain = found.hidden_states[-1].float() @ output.float().T
+    return bool((found.logits.float() - plain).norm() <= 0.02 * plain.norm())  # bfloat16 rounds by less
 
 
 def with_markers(text_format: TextFormat, lm: Decoder) -> TextFormat:

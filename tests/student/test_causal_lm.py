@@ -14,7 +14,15 @@ from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
 
 from influcoder.error_pooling import ErrorPooling
 from influcoder.errors import ConfigError
@@ -132,6 +140,18 @@ def test_an_output_layer_with_a_bias_is_refused(tmp_path: Path) -> None:
     folder = save_lm(Decoder(phi, tokenizer, 64), tmp_path)
     with pytest.raises(ConfigError, match=r"its output layer has a bias, or is none; expected a plain matrix"):
         load_causal_lm(CausalLMEncoder(path=str(folder)))
+
+
+def test_a_model_that_scales_or_caps_its_logits_is_refused(tmp_path: Path) -> None:
+    lm = fresh_decoder()
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    vocabulary = len(lm.tokenizer)
+    scaled = GraniteForCausalLM(GraniteConfig(vocab_size=vocabulary, **sizes, logits_scaling=8.0))
+    capped = Gemma2ForCausalLM(Gemma2Config(vocab_size=vocabulary, **sizes, head_dim=8, final_logit_softcapping=0.01))
+    for name, model in (("scaled", scaled), ("capped", capped)):
+        folder = save_lm(replace(lm, model=model), tmp_path / name)
+        with pytest.raises(ConfigError, match="logits are not the last states times the output matrix"):
+            load_causal_lm(CausalLMEncoder(path=str(folder)))
 
 
 def test_settings_out_of_range_are_refused() -> None:
