@@ -59,7 +59,7 @@ class Question:
         return [self.examples[place] for place in [*self.queries, *self.rows]]
 
 
-def floors(question: Question, root: Path, decoder_path: Path, encoder: str) -> list[Method]:
+def floors(question: Question, root: Path, data: Path, encoder: str) -> list[Method]:
     """Return BM25, hidden states, the untrained encoder, a query-blind ridge on it, and chance."""
     words = [
         bm25s.tokenize([f"{row.prompt}\n{row.response}" for row in question.asked], stopwords=None, return_ids=False, show_progress=False)
@@ -68,7 +68,7 @@ def floors(question: Question, root: Path, decoder_path: Path, encoder: str) -> 
     ranker.index(words[len(question.queries) :], show_progress=False)
     known = [[word for word in query if word in ranker.vocab_dict] for query in words[: len(question.queries)]]
     bm25 = np.stack([ranker.get_scores(query) if query else np.zeros(len(question.rows)) for query in known])
-    decoder = load_decoder(DecoderConfig(path=str(decoder_path)), [], 0)
+    decoder = load_decoder(DecoderConfig(path=str(data / "models" / "small-lm")), [], 0)
     states = hidden_states(decoder, tokenize(question.asked, decoder), 1024)[1].numpy()
     states /= np.linalg.norm(states, axis=1, keepdims=True)
     text_format = load_text_format(root / "teacher")

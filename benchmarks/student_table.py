@@ -11,7 +11,7 @@ from eval.table import short
 
 RESULTS = Path("benchmarks/results")
 BLOCK = Block("<!-- bench-student: written by python -m benchmarks.student_table -->", "<!-- end of bench-student -->")
-BENCHES = ("mixed", "plain", "less")
+BENCHES = ("mixed", "plain", "ekfac")
 MEASURES = {"per_query_spearman": "per query", "residual_spearman": "residual"}
 
 
