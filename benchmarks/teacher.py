@@ -34,6 +34,7 @@ from influcoder.influence.basis import fit_basis
 from influcoder.influence.capture import gradient_layers
 from influcoder.influence.decoder import Decoder, DecoderConfig, load_decoder, resolve_device
 from influcoder.influence.gradients import GradientConfig, GradientProjector
+from influcoder.influence.layer_maps import FactorMap
 from influcoder.influence.tokens import TokenizedRow, pad, pad_token_id, row_losses, token_batches, tokenize
 from influcoder.readers import DataSource, read_examples
 from influcoder.runs import git_commit, write_json_atomic
@@ -104,10 +105,10 @@ def single_rows(decoder: Decoder, projector: GradientProjector) -> Callable[[Row
     weights, sketches = [], []
     for name, (maps,) in projector.maps.items():
         adapted: Any = model.get_submodule(f"base_model.model.{name}")
-        assert maps.input is not None and maps.sketch is not None  # layers are wider than the rank
+        assert isinstance(maps, FactorMap) and maps.input is not None  # layers are wider than the rank
         adapted.lora_A["default"].weight.data.copy_(maps.input)
         weights.append(adapted.lora_B["default"].weight.requires_grad_(True))
-        sketches.append(maps.sketch)
+        sketches.append(projector.sketches[0][name])
 
     def take(rows: Rows) -> Tensor:
         features = torch.zeros(len(rows), projector.dim, device=decoder.device)

@@ -68,11 +68,12 @@ def check_projection(
     chosen = [rows[place] for place in order[: num_queries + config.rows]]
     queries, candidates = chosen[:num_queries], chosen[num_queries:]
     budget = Budget(None, projector.config.max_batch_tokens)
+    whole = (projector.whitenings[0],) * 2 if projector.whitenings else transforms  # of the first seed, the target
 
     def multiply(max_batch_tokens: int) -> ExactProducts:
         return exact_products(
             projector.decoder, projector.layers, queries, candidates, max_batch_tokens=max_batch_tokens, max_bytes=config.max_bytes,
-            query_transform=transforms[0], row_transform=transforms[1], unit_layers=projector.unit_layers,
+            query_transform=whole[0], row_transform=whole[1], unit_layers=projector.unit_layers,
         )  # fmt: skip
 
     try:

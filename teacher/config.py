@@ -31,6 +31,20 @@ class ChecksConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EkfacConfig:
+    """Over what method ekfac measures curvature; every seed has its own sample and labels."""
+
+    rows: int = 1000
+    """of a seeded sample of the pool, or all"""
+    draws: int = 2
+    """of labels a row, from the decoder itself"""
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.draws < 1:
+            raise ConfigError(f"ekfac: rows {self.rows}, draws {self.draws}; expected at least 1 of each")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """Rank training rows by the gradient influence of a decoder (python -m teacher CONFIG.yaml)."""
 
@@ -44,11 +58,12 @@ class TeacherConfig:
     """rows that show a behaviour (weight +1) or its contrast (-1); null when only the rows' kernel is wanted"""
     method: MethodName = "influcoder"
     """influcoder: cosine of gradients; tracin: products over checkpoints; less: cosines with Adam's step over checkpoints;
-    logra: products with the damped inverse Fisher; trackstar: cosines with optimiser's second moment and Fisher of rows and queries"""
+    logra: products with the damped inverse Fisher; trackstar: cosines with optimiser's second moment and Fisher of rows and queries;
+    ekfac: products with the damped inverse Gauss-Newton matrix, by Kronecker factors of whole gradients"""
     normalise: Normalise | None = None
     """unit: cosines; none: products; relatif: products over the row's length (of self-influence); null is the method's own"""
     damping: float = 0.1
-    """of the Fisher (logra, trackstar): share of the mean eigenvalue"""
+    """of the Fisher (logra, trackstar) or the Gauss-Newton matrix (ekfac): share of each layer's mean eigenvalue"""
     text: TextFormat = field(default_factory=TextFormat)
     """character budgets; the student and attribution use the same"""
     finetune: FinetuneConfig | None = None
@@ -57,6 +72,8 @@ class TeacherConfig:
     """folder of the checkpoints of an earlier fine-tuning of this decoder, as RUN/checkpoints; null takes those of `finetune`"""
     gradients: GradientConfig = field(default_factory=GradientConfig)
     """gradient space and projection"""
+    ekfac: EkfacConfig = field(default_factory=EkfacConfig)
+    """curvature of method ekfac"""
     seeds: tuple[int, ...] = (0, 1)
     """projection seeds, all from one pass: the first is the target, the second measures its noise (the ceiling)"""
     checks: ChecksConfig = field(default_factory=ChecksConfig)
@@ -100,6 +117,11 @@ class TeacherConfig:
             raise ConfigError(
                 f"gradients.sketch: {self.gradients.sketch} with method {self.method}, whose preconditioner is one block a layer; "
                 "expected none, with rank and output_rank of 8 to 64"
+            )
+        if method.ekfac and (self.gradients.rank is not None or self.gradients.output_rank is not None):
+            raise ConfigError(
+                f"gradients: rank {self.gradients.rank}, output_rank {self.gradients.output_rank} with method {self.method}, which rotates "
+                "whole gradients; expected null for both, and dim coordinates of its eigenbasis are kept"
             )
         if method.fisher == "both" and self.queries is None:
             raise ConfigError(f"queries: null with method {self.method}, which weighs the rows' Fisher against the queries'; give queries")

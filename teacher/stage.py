@@ -1,7 +1,7 @@
 """Load rows and decoder, fine-tune, take gradients, finish features, score; everything lands in one run directory.
 
     RUN/text_format.json  rows.parquet  queries.parquet  decoder/ or adapter/
-    RUN/features/seed-S/{rows,queries,rows_as_queries}/   RUN/scores/seed-S/   RUN/fisher/   RUN/checkpoints/   RUN/finetune/log/
+    RUN/features/seed-S/{rows,queries,rows_as_queries}/   RUN/scores/seed-S/   RUN/{basis,fisher,ekfac}/   RUN/checkpoints/   RUN/finetune/log/
 
 A killed run goes on where it stopped: the fine-tuned decoder and every committed shard are kept.
 """
@@ -27,6 +27,7 @@ from influcoder.runs import Run, create_run, partial_folder
 from influcoder.text_format import save_text_format
 from teacher.checks import check_projection, check_rows_alone
 from teacher.config import TeacherConfig
+from teacher.ekfac import find_whitenings
 from teacher.estimate import Estimate, compare, estimate, full_disk_as_error, peak_memory, used_bytes
 from teacher.features import Budget, write_gradients
 from teacher.finish import finish_store, fit_fisher, seed_agreement, write_scores
@@ -77,7 +78,10 @@ def _take_gradients(config: TeacherConfig, made: Run, processes: Processes) -> d
     job = make_job(config, made.folder, decoder, layers, examples, tokenized, decoder_fingerprint)
     bases = find_bases(config, made.folder, decoder, layers, tokenized["rows"], processes)
     unit_layers = job.normalise == "layers" and job.method.fisher is None
-    projector = GradientProjector(decoder, config.gradients, config.seeds, layers=layers, bases=bases, unit_layers=unit_layers)
+    whitenings = find_whitenings(job, processes)
+    projector = GradientProjector(
+        decoder, config.gradients, config.seeds, layers=layers, bases=bases, unit_layers=unit_layers, whitenings=whitenings
+    )
     facts = _describe(job, place) | {"decoder_fingerprint": decoder_fingerprint, "processes": processes.count}
     facts |= {f"{side}_fingerprint": fingerprint(rows) for side, rows in examples.items()}
     if processes.first:

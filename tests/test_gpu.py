@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from eval.encoders import Embedder
+from influcoder.influence.capture import gradient_layers
 from influcoder.influence.decoder import Decoder, FreshDecoder, make_fresh_decoder
+from influcoder.influence.ekfac import Whitening, fit_ekfac
+from influcoder.influence.ekfac_decoder import Draws, decoder_batches
+from influcoder.influence.ekfac_scores import precondition_queries, stream_scores
 from influcoder.influence.gradients import GradientConfig, GradientProjector
 from influcoder.influence.representations import hidden_states, losses
 from influcoder.influence.tokens import tokenize
@@ -42,6 +46,23 @@ def test_sketched_gradients_are_the_same_on_both_devices() -> None:
     assert error.max() < 1e-3, "float32 sums in another order; a wrong seed or a wrong row would give about 1"
     kernels = [vectors[0, :20] @ vectors[0, 20:].T for vectors in found]
     assert per_query_spearman(kernels[1], kernels[0]).min() > 0.999
+
+
+def test_whitened_gradients_rank_the_same_on_both_devices() -> None:
+    kernels = []
+    for decoder in decoders():
+        layers, rows = gradient_layers(decoder.model), tokenize(ROWS, decoder)
+        whitening = Whitening(fit_ekfac(layers, decoder_batches(decoder, rows, Draws(), 512)))
+        config = GradientConfig(rank=None, dim=4096, max_batch_tokens=512)
+        projector = GradientProjector(decoder, config, seeds=(0,), whitenings=[whitening])
+        vectors = np.empty((len(ROWS), 4096), np.float32)
+        for positions, whitened in projector.project_all(rows):
+            vectors[positions] = whitened[0].cpu().numpy()
+        held = precondition_queries(decoder, whitening.factors, layers, rows[:20], max_batch_tokens=512, rank=8)
+        exact = stream_scores(decoder, layers, held, rows[20:], max_batch_tokens=512, by_token=True).values
+        kernels.append((vectors[:20] @ vectors[20:].T, exact))
+    for cpu, gpu in zip(*kernels, strict=True):
+        assert per_query_spearman(gpu, cpu).min() > 0.99, "a label may be another where a sum rounds otherwise; not many"
 
 
 def test_losses_and_states_are_the_same_on_both_devices() -> None:

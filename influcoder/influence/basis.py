@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from influcoder.errors import RunError
-from influcoder.influence.capture import Layer, capture, frozen
+from influcoder.influence.capture import Layer, capture, frozen, layer_groups
 from influcoder.influence.decoder import Decoder
 from influcoder.influence.tokens import TokenizedRow, pad, pad_token_id, row_losses, token_batches
 
@@ -114,13 +114,7 @@ def leading_directions(moment: Tensor, count: int) -> Tensor:
 
 
 def _groups(layers: Mapping[str, Layer], inputs: int, outputs: int) -> list[dict[str, Layer]]:
-    groups: list[dict[str, Layer]] = [{}]
-    held = 0
-    for name, layer in layers.items():
-        size = 4 * (layer.in_features**2 * bool(inputs) + layer.out_features**2 * bool(outputs))
-        if held + size > HELD_BYTES and groups[-1]:
-            groups.append({})
-            held = 0
-        groups[-1][name] = layer
-        held += size
-    return groups
+    def size(layer: Layer) -> int:
+        return 4 * (layer.in_features**2 * bool(inputs) + layer.out_features**2 * bool(outputs))
+
+    return layer_groups(layers, size, HELD_BYTES)

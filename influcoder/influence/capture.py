@@ -129,6 +129,19 @@ class frozen:
             module.training = training
 
 
+def layer_groups(layers: Mapping[str, Layer], size: Callable[[Layer], int], max_bytes: int) -> list[dict[str, Layer]]:
+    """Return the layers in order, in groups that hold at most `max_bytes` (one layer at least), for statistics of `size` bytes each."""
+    groups: list[dict[str, Layer]] = [{}]
+    held = 0
+    for name, layer in layers.items():
+        if held + size(layer) > max_bytes and groups[-1]:
+            groups.append({})
+            held = 0
+        groups[-1][name] = layer
+        held += size(layer)
+    return groups
+
+
 def outer_sum(x: Tensor, delta: Tensor) -> Tensor:
     """Return each row's gradient `sum_t delta x^T`, (B, O, I), summed in float32."""
     return torch.bmm(delta.float().transpose(1, 2), x.float())

@@ -105,16 +105,26 @@ def whole_gradients(
     unit_layers: bool = False,
 ) -> Iterator[list[int]]:
     """Call `use(positions, layer, gradients (B, O * I) float32)` for every batch and layer; yield the positions of each finished batch."""
+
+    def take(positions: list[int], name: str, x: Tensor, delta: Tensor) -> None:
+        gradient = outer_sum(x, delta)
+        flat = (gradient if transform is None else transform(name, gradient)).flatten(1)
+        use(positions, name, torch.nn.functional.normalize(flat) if unit_layers else flat)
+
+    return backward_rows(decoder, layers, rows, take, max_batch_tokens)
+
+
+def backward_rows(
+    decoder: Decoder,
+    layers: Mapping[str, Layer],
+    rows: Sequence[TokenizedRow],
+    use: Callable[[list[int], str, Tensor, Tensor], None],
+    max_batch_tokens: int,
+) -> Iterator[list[int]]:
+    """Call `use(positions, layer, x (B, T, I), delta (B, T, O))` for every batch and layer; yield the positions of each finished batch."""
     for positions in token_batches(rows, max_batch_tokens):
-        use_batch = partial(use, positions)
-
-        def consume(name: str, x: Tensor, delta: Tensor, use_batch: Callable[[str, Tensor], None] = use_batch) -> None:
-            gradient = outer_sum(x, delta)
-            flat = (gradient if transform is None else transform(name, gradient)).flatten(1)
-            use_batch(name, torch.nn.functional.normalize(flat) if unit_layers else flat)
-
         batch = pad([rows[position] for position in positions], pad_token_id(decoder.tokenizer), decoder.device)
-        with frozen(decoder.model), capture(layers, consume), torch.enable_grad():
+        with frozen(decoder.model), capture(layers, partial(use, positions)), torch.enable_grad():
             row_losses(decoder.model, *batch).sum().backward()
         yield positions
 

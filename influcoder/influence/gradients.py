@@ -23,7 +23,9 @@ from influcoder.errors import ConfigError
 from influcoder.influence.basis import Basis
 from influcoder.influence.capture import Layer, capture, frozen, gradient_layers, outer_sum
 from influcoder.influence.decoder import Decoder
-from influcoder.influence.projection import Sketch, SparseSketch, draw_sketch, factor
+from influcoder.influence.ekfac import Whitening
+from influcoder.influence.layer_maps import FactorMap, LayerMap, whitened_maps
+from influcoder.influence.projection import Sketch, SketchKind, Slot, draw_sketch
 from influcoder.influence.tokens import TokenizedRow, pad, pad_token_id, row_losses, token_batches
 
 Transform = Callable[[str, Tensor], Tensor]
@@ -43,7 +45,8 @@ class GradientConfig:
     output_rank: int | None = None
     """the same for a layer's output (LoGra); null keeps the output whole"""
     factors: Literal["leading", "random"] = "leading"
-    """rows of those matrices: the leading directions of a sample of rows (little noise, a little bias), or random as in a fresh LoRA"""
+    """rows of those matrices: the leading directions of a sample of rows (little noise, a little bias), or random as in a fresh LoRA;
+    with method ekfac leading keeps the `dim` strongest coordinates of its eigenbasis in the place of a sketch"""
     sketch: Literal["count_sketch", "sjlt", "rademacher", "gaussian", "none"] = "count_sketch"
     """how the layers' blocks become one vector; none puts them side by side, which per-layer preconditioners need"""
     dim: int = 65536
@@ -76,6 +79,7 @@ class GradientProjector:
         bases: Sequence[Basis] = (),
         unit_layers: bool = False,
         transform: Transform | None = None,
+        whitenings: Sequence[Whitening] = (),
     ) -> None:
         """Draw the projections.
 
@@ -88,34 +92,36 @@ class GradientProjector:
             unit_layers: scale each layer's projected gradient of a row to length 1, so that every layer's cosine counts alike;
                 the sum is scaled to the whole gradient's length.
             transform: what replaces a layer's whole gradient before it is projected.
+            whitenings: EK-FAC's, one a seed, in the place of a transform and of ranks.
 
         Raises:
             ConfigError: when a row would have too many coordinates.
         """
         self.decoder, self.config, self.seeds, self.transform = decoder, config, tuple(seeds), transform
-        self.unit_layers = unit_layers
+        self.unit_layers, self.whitenings = unit_layers, tuple(whitenings)
         self.layers = dict(layers) if layers is not None else gradient_layers(decoder.model)
         adapter = any(".lora_A." in name for name in self.layers)
-        if config.factors == "random" or adapter or not (config.rank or config.output_rank):  # an adapter's blocks are small already
+        ranks = (None, None) if adapter or whitenings else (config.rank, config.output_rank)  # an adapter's blocks are small already
+        if config.factors == "random" or not any(ranks):
             bases = ()
         elif len(bases) != len(self.seeds):
             raise ConfigError(
                 f"gradients.factors: leading, with {len(bases)} bases; expected one of basis.fit_basis a seed; or take factors: random"
             )
         self.bases = tuple(bases)
-        self.maps = {
-            name: [_LayerMap.draw(name, layer, config, seed, basis, whole=adapter) for seed, basis in zip_longest(self.seeds, self.bases)]
-            for name, layer in self.layers.items()
-        }
+        picks = bool(whitenings) and config.factors == "leading" and config.sketch != "none"
+        self.maps = self._whitened_maps(config.dim if picks else None) if whitenings else self._factor_maps(ranks)
         self.blocks = tuple(maps[0].size for maps in self.maps.values())
-        """coordinates of each layer's projected gradient"""
-        self.dim = config.dim if config.sketch != "none" else sum(self.blocks)
+        """coordinates of each layer's projected gradient, under the first seed"""
+        self.dim = sum(self.blocks) if config.sketch == "none" or picks else config.dim
         if self.dim > MAX_DIM:
             raise ConfigError(
                 f"gradients: {self.dim:,} coordinates a row; expected at most {MAX_DIM:,}; lower rank or output_rank, or take a sketch"
             )
-        starts = torch.tensor((0, *self.blocks)).cumsum(0).tolist()
-        self.starts = dict(zip(self.layers, starts, strict=False))
+        self.sketches = [
+            self._side_by_side(place) if config.sketch == "none" or picks else self._draw_sketches(config.sketch, seed)
+            for place, seed in enumerate(self.seeds)
+        ]
         if config.checkpointing:
             model = decoder.model  # the older name is deprecated since transformers 5.23
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -127,10 +133,31 @@ class GradientProjector:
         other.transform = transform
         return other
 
+    def _factor_maps(self, ranks: tuple[int | None, int | None]) -> dict[str, list[LayerMap]]:
+        return {
+            name: [FactorMap.draw(name, layer, ranks, seed, basis) for seed, basis in zip_longest(self.seeds, self.bases)]
+            for name, layer in self.layers.items()
+        }
+
+    def _whitened_maps(self, count: int | None) -> dict[str, list[LayerMap]]:
+        maps = [whitened_maps(whitening, self.layers, count) for whitening in self.whitenings]
+        return {name: [of_seed[name] for of_seed in maps] for name in self.layers}
+
+    def _side_by_side(self, place: int) -> dict[str, Sketch]:
+        sizes = [maps[place].size for maps in self.maps.values()]
+        return {name: Slot(sum(sizes[:number]), sizes[number]) for number, name in enumerate(self.maps)}
+
+    def _draw_sketches(self, kind: SketchKind, seed: int) -> dict[str, Sketch]:
+        return {
+            name: draw_sketch(kind, maps[0].size, self.config.dim, seed, name, self.layers[name].weight.device)
+            for name, maps in self.maps.items()
+        }
+
     @property
     def held_bytes(self) -> int:
         """Memory that the projections hold."""
-        return sum(layer_map.held_bytes for maps in self.maps.values() for layer_map in maps)
+        maps = sum(layer_map.held_bytes for maps in self.maps.values() for layer_map in maps)
+        return maps + sum(sketch.held_bytes for sketches in self.sketches for sketch in sketches.values())
 
     def project(self, rows: Sequence[TokenizedRow]) -> Tensor:
         """Return the projected gradients of one batch, `(seeds, B, dim)` float32; each row's gradient is that of its own mean loss."""
@@ -168,27 +195,20 @@ class GradientProjector:
             self._add_whole(total, name, outer_sum(x, delta))
             return
         for place, layer_map in enumerate(self.maps[name]):
-            layer_map.to(delta.device)
-            self._put(total, place, name, outer_sum(layer_map.reduce_input(x), layer_map.reduce_output(delta)))
+            self._put(total, place, name, layer_map.of_pairs(x, delta))
 
     def _add_whole(self, total: _Sum, name: str, gradient: Tensor) -> None:
         if self.transform is not None:
             gradient = self.transform(name, gradient)
         for place, layer_map in enumerate(self.maps[name]):
-            layer_map.to(gradient.device)
-            reduced = layer_map.reduce_output(layer_map.reduce_input(gradient).transpose(1, 2)).transpose(1, 2)
-            self._put(total, place, name, reduced)
+            self._put(total, place, name, layer_map.of_gradients(gradient))
 
-    def _put(self, total: _Sum, place: int, name: str, block: Tensor) -> None:
-        layer_map, start, flat = self.maps[name][place], self.starts[name], block.flatten(1)
+    def _put(self, total: _Sum, place: int, name: str, flat: Tensor) -> None:
         if self.unit_layers:
             squares = flat.square().sum(1)
             total.squares[place] += squares
             flat = flat * squares.clamp_min(TINY).rsqrt()[:, None]
-        if layer_map.sketch is None:
-            total.vectors[place, :, start : start + layer_map.size] += flat
-        else:
-            layer_map.sketch.add_to(total.vectors[place], flat)
+        self.sketches[place][name].add_to(total.vectors[place], flat)
 
     def _scaled(self, total: _Sum) -> Tensor:
         if not self.unit_layers:
@@ -210,54 +230,3 @@ class _Sum:
 
     def __add__(self, other: _Sum) -> _Sum:
         return _Sum(self.vectors + other.vectors, self.squares + other.squares)
-
-
-@dataclass
-class _LayerMap:
-    """One layer's projection under one seed."""
-
-    input: Tensor | None
-    """(rank, I)"""
-    output: Tensor | None
-    """(output_rank, O)"""
-    size: int
-    """coordinates of the block"""
-    sketch: Sketch | None
-
-    @staticmethod
-    def draw(name: str, layer: Layer, config: GradientConfig, seed: int, basis: Basis | None, *, whole: bool) -> _LayerMap:
-        inputs, outputs = layer.in_features, layer.out_features
-        first = last = None
-        if not whole:
-            first = _factor(config.rank, inputs, seed, f"input:{name}", basis.inputs.get(name) if basis else None)
-            last = _factor(config.output_rank, outputs, seed, f"output:{name}", basis.outputs.get(name) if basis else None)
-        size = (inputs if first is None else len(first)) * (outputs if last is None else len(last))
-        device = layer.weight.device
-        made = _LayerMap(first, last, size, None)
-        if config.sketch != "none":
-            made.sketch = draw_sketch(config.sketch, size, config.dim, seed, name, device)
-        made.to(device)
-        return made
-
-    @property
-    def held_bytes(self) -> int:
-        factors = sum(4 * matrix.numel() for matrix in (self.input, self.output) if matrix is not None)
-        return factors + (self.sketch.buckets.numel() * 12 if isinstance(self.sketch, SparseSketch) else 0)
-
-    def to(self, device: torch.device) -> None:
-        """Bring it to where the layer's gradients are; nothing when it is there."""
-        self.input = None if self.input is None else self.input.to(device)
-        self.output = None if self.output is None else self.output.to(device)
-
-    def reduce_input(self, x: Tensor) -> Tensor:
-        return x if self.input is None else x @ self.input.T.to(x.dtype)
-
-    def reduce_output(self, delta: Tensor) -> Tensor:
-        return delta if self.output is None else delta @ self.output.T.to(delta.dtype)
-
-
-def _factor(rank: int | None, features: int, seed: int, name: str, leading: Tensor | None) -> Tensor | None:
-    """Return the matrix of one side of one layer; None where it would not reduce anything."""
-    if rank is None or rank >= features:
-        return None
-    return factor(rank, features, seed, name) if leading is None else leading[:rank]

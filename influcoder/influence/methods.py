@@ -7,10 +7,12 @@
 | less       | Adam's step; queries: gradient   |                      | unit            | all, by share of learning rate |
 | logra      | gradient                         | damped Fisher        | none            | the last                       |
 | trackstar  | gradient / sqrt(second moment)   | Fisher of both sides | unit            | the last                       |
+| ekfac      | (G + l)^(-1/2) gradient          |                      | none            | the last                       |
 
 influcoder: Kachler et al., arXiv 2606.13668, whose cosine is `normalise: unit`; each layer to unit length first is ours. tracin: Pruthi et al., arXiv 2002.08484 (TracInCP). less: Xia et al., arXiv 2402.04333.
 logra: Choe et al., arXiv 2405.13954; with `normalise: relatif`, RelatIF (Barshan et al., arXiv 2003.11630): divided by the root of
-the row's self-influence. trackstar: Chang et al., arXiv 2410.17413.
+the row's self-influence. trackstar: Chang et al., arXiv 2410.17413. ekfac: Grosse et al., arXiv 2308.03296, half of the inverse on
+each side, so that products are `g_q^T (G + l)^-1 g_d` with G the Gauss-Newton matrix (`ekfac.py`).
 The score is an inner product of one vector a query and one a row, whatever the method: larger = the row helps the query more.
 
 Legend: B rows, D coordinates at one checkpoint, K checkpoints.
@@ -25,7 +27,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-MethodName = Literal["influcoder", "tracin", "less", "logra", "trackstar"]
+MethodName = Literal["influcoder", "tracin", "less", "logra", "trackstar", "ekfac"]
 Direction = Literal["gradient", "adam_step", "second_moment"]
 Normalise = Literal["layers", "unit", "none", "relatif"]
 """layers: each layer's part of a vector to length 1, then the whole, so that every layer's cosine counts alike; unit: the whole to
@@ -40,6 +42,8 @@ class Method:
     """what takes the place of a row's gradient before it is projected"""
     query_direction: Direction = "gradient"
     """the same for what asks; another direction than the rows' makes two feature sets"""
+    ekfac: bool = False
+    """whiten whole gradients by EK-FAC, rows and queries alike, before they are projected"""
     fisher: Literal["rows", "both"] | None = None
     """whose second moments precondition the projected gradients"""
     normalise: Normalise = "unit"
@@ -66,6 +70,7 @@ METHODS: dict[MethodName, Method] = {
     "less": Method(direction="adam_step", every_checkpoint=True, unit_weights=True),
     "logra": Method(fisher="rows", normalise="none"),
     "trackstar": Method(direction="second_moment", query_direction="second_moment", fisher="both"),
+    "ekfac": Method(ekfac=True, normalise="none"),
 }
 
 

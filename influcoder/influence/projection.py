@@ -61,6 +61,11 @@ class SparseSketch:
         buckets = torch.randint(dim, (per_coordinate, coordinates), generator=source)
         return SparseSketch(buckets, signs(source, per_coordinate, coordinates) * per_coordinate**-0.5)
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory of buckets and signs."""
+        return 12 * self.buckets.numel()
+
     def to(self, device: torch.device) -> SparseSketch:
         """Return the same sketch on another device."""
         return SparseSketch(self.buckets.to(device), self.signs.to(device))
@@ -79,6 +84,7 @@ class DenseSketch:
     seed: int
     name: str
     kind: Literal["rademacher", "gaussian"]
+    held_bytes = 0
 
     def add_to(self, sketch: Tensor, block: Tensor) -> None:
         """Add the sketch of `block` (B, coordinates) to `sketch` (B, dim), in place."""
@@ -94,7 +100,20 @@ class DenseSketch:
             yield signs(source, *shape) if self.kind == "rademacher" else torch.randn(shape, generator=source)
 
 
-Sketch = SparseSketch | DenseSketch
+@dataclass(frozen=True)
+class Slot:
+    """No sketch: a block has coordinates of its own."""
+
+    start: int
+    size: int
+    held_bytes = 0
+
+    def add_to(self, sketch: Tensor, block: Tensor) -> None:
+        """Add `block` (B, size) to its coordinates of `sketch` (B, dim), in place."""
+        sketch[:, self.start : self.start + self.size] += block
+
+
+Sketch = SparseSketch | DenseSketch | Slot
 
 
 def draw_sketch(kind: SketchKind, coordinates: int, dim: int, seed: int, name: str, device: torch.device) -> Sketch:

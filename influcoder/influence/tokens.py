@@ -85,8 +85,20 @@ def pad(rows: Sequence[TokenizedRow], pad_token_id: int, device: torch.device) -
     return input_ids.to(device), attention_mask.long().to(device), response_mask.to(device)
 
 
-def row_losses(model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
-    """Return each row's mean cross-entropy (nats) over its response tokens, `(B,)`; inputs are (B, T).
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says at the P positions of a batch that predict a response, row after row."""
+
+    logits: Tensor
+    """(P, V) float32"""
+    targets: Tensor
+    """(P,) the tokens that follow"""
+    rows: Tensor
+    """(P,) place in the batch of each position's row"""
+
+
+def predict(model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Predictions:
+    """Run the model forward; inputs are (B, T).
 
     Only positions that predict a response go through the output layer: the rest are nobody's loss, and a large vocabulary is dear.
     """
@@ -97,10 +109,15 @@ def row_losses(model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor
         logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=kept).logits.float()
     if logits.ndim > 2:  # a model without a head of its own has read everything
         logits = logits[asked]
-    losses = torch.nn.functional.cross_entropy(logits, targets[mask].to(logits.device), reduction="none")
-    rows = mask.nonzero()[:, 0].to(losses.device)
-    sums = losses.new_zeros(len(mask)).index_add(0, rows, losses)
-    return sums / mask.sum(1).to(sums.device)
+    return Predictions(logits, targets[mask].to(logits.device), mask.nonzero()[:, 0].to(logits.device))
+
+
+def row_losses(model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> Tensor:
+    """Return each row's mean cross-entropy (nats) over its response tokens, `(B,)`; inputs are (B, T)."""
+    predicted = predict(model, input_ids, attention_mask, response_mask)
+    losses = torch.nn.functional.cross_entropy(predicted.logits, predicted.targets, reduction="none")
+    sums = losses.new_zeros(len(input_ids)).index_add(0, predicted.rows, losses)
+    return sums / predicted.rows.bincount(minlength=len(input_ids))
 
 
 @contextmanager

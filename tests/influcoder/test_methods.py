@@ -51,20 +51,22 @@ def test_as_many_rates_as_checkpoints_are_asked_for() -> None:
 
 
 def test_methods_are_those_of_the_table() -> None:
-    """One row a method: directions of rows and of queries, Fisher, normalisation, all checkpoints, unit weights."""
+    """One row a method: directions of rows and of queries, EK-FAC, Fisher, normalisation, all checkpoints, unit weights."""
     table = {
-        "influcoder": ("gradient", "gradient", None, "layers", False, False),
-        "tracin": ("gradient", "gradient", None, "none", True, False),
-        "less": ("adam_step", "gradient", None, "unit", True, True),
-        "logra": ("gradient", "gradient", "rows", "none", False, False),
-        "trackstar": ("second_moment", "second_moment", "both", "unit", False, False),
+        "influcoder": ("gradient", "gradient", False, None, "layers", False, False),
+        "tracin": ("gradient", "gradient", False, None, "none", True, False),
+        "less": ("adam_step", "gradient", False, None, "unit", True, True),
+        "logra": ("gradient", "gradient", False, "rows", "none", False, False),
+        "trackstar": ("second_moment", "second_moment", False, "both", "unit", False, False),
+        "ekfac": ("gradient", "gradient", True, None, "none", False, False),
     }
     found = {
-        name: (m.direction, m.query_direction, m.fisher, m.normalise, m.every_checkpoint, m.unit_weights) for name, m in METHODS.items()
+        name: (m.direction, m.query_direction, m.ekfac, m.fisher, m.normalise, m.every_checkpoint, m.unit_weights)
+        for name, m in METHODS.items()
     }
     assert found == table
     assert [name for name, method in METHODS.items() if method.asymmetric] == ["less"]
-    assert [name for name, method in METHODS.items() if method.finished_at_once] == ["influcoder"]
+    assert [name for name, method in METHODS.items() if method.finished_at_once] == ["influcoder", "ekfac"]
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,25 @@ def relatif(decoder: Decoder, run: Path, queries: Sequence[TokenizedRow], rows: 
     return logra(decoder, run, queries, rows) / np.sqrt(np.diag(logra(decoder, run, rows, rows)))
 
 
+def ekfac(decoder: Decoder, run: Path, queries: Sequence[TokenizedRow], rows: Sequence[TokenizedRow]) -> Array:
+    """Of the run's factors, since their labels are drawn; the curvature of every layer is one matrix, which is solved."""
+    factors = {}
+    for path in (run / "ekfac" / "seed-0").glob("*.safetensors"):
+        factors |= {name: value.double().numpy() for name, value in load_file(path).items()}
+    asking, asked = gradients(decoder, queries), gradients(decoder, rows)
+    total = np.zeros((len(queries), len(rows)))
+    for name, g in asked.items():
+        layer = name.removesuffix(".weight")
+        basis = np.kron(factors[f"outputs.{layer}"], factors[f"inputs.{layer}"])
+        curvature = basis @ np.diag(factors[f"values.{layer}"].ravel()) @ basis.T
+        total += asking[name] @ np.linalg.solve(curvature + DAMPING * np.trace(curvature) / len(curvature) * np.eye(len(curvature)), g.T)
+    return total
+
+
+def ekfac_relatif(decoder: Decoder, run: Path, queries: Sequence[TokenizedRow], rows: Sequence[TokenizedRow]) -> Array:
+    return ekfac(decoder, run, queries, rows) / np.sqrt(np.diag(ekfac(decoder, run, rows, rows)))
+
+
 def trackstar(decoder: Decoder, run: Path, queries: Sequence[TokenizedRow], rows: Sequence[TokenizedRow]) -> Array:
     point = Point(decoder, points(decoder, run)[-1])
     sides = [

@@ -13,7 +13,7 @@ from influcoder.influence.gradients import GradientConfig
 from influcoder.influence.methods import METHODS
 from influcoder.program import parse_config
 from influcoder.readers import DataSource
-from teacher.config import ChecksConfig, TeacherConfig
+from teacher.config import ChecksConfig, EkfacConfig, TeacherConfig
 
 GIVEN, FRESH = DecoderConfig(path="model"), DecoderConfig(fresh=FreshDecoder())
 ROWS = DataSource(paths=("rows.jsonl",))
@@ -47,6 +47,11 @@ def config(**changes: Any) -> TeacherConfig:
         ({"method": "less"}, r"finetune: null with method less.*; give a finetune block, or checkpoints"),
         ({"method": "logra"}, r"gradients.sketch: count_sketch with method logra.*; expected none"),
         ({"method": "trackstar", "queries": ROWS}, r"gradients.sketch: count_sketch with method trackstar.*; expected none"),
+        ({"method": "ekfac"}, r"gradients: rank 16, output_rank None with method ekfac.*; expected null for both, and dim"),
+        (
+            {"method": "ekfac", "gradients": GradientConfig(rank=None, output_rank=8)},
+            r"gradients: rank None, output_rank 8 with method ekfac",
+        ),
         ({"method": "trackstar", "gradients": BLOCKS}, r"queries: null with method trackstar.*; give queries"),
     ],
 )
@@ -64,9 +69,16 @@ def test_sizes_of_the_checks_are_refused(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_can_be_asked_for(method: str) -> None:
-    made = config(method=method, gradients=BLOCKS, queries=ROWS, finetune=FinetuneConfig())
+    gradients = GradientConfig(rank=None) if method == "ekfac" else BLOCKS
+    made = config(method=method, gradients=gradients, queries=ROWS, finetune=FinetuneConfig())
     assert made.method == method
-    config(method=method, gradients=BLOCKS, queries=ROWS, checkpoints="run/checkpoints")
+    config(method=method, gradients=gradients, queries=ROWS, checkpoints="run/checkpoints")
+
+
+@pytest.mark.parametrize("changes", [{"rows": 0}, {"draws": 0}])
+def test_sizes_of_ekfac_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"ekfac: rows .*, draws .*; expected at least 1 of each"):
+        EkfacConfig(**changes)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from influcoder.runs import open_run, partial_folder
 from tests.fork_server import ForkServer, kill
 
 POINTS = int(os.environ.get("SOAK", "5"))
-METHODS = ("less", "influcoder", "trackstar")[: 2 if POINTS <= 5 else 3]
-"""combining checkpoints, finished at once, preconditioning"""
+METHODS = ("less", "influcoder", "ekfac", "trackstar")[: 3 if POINTS <= 5 else 4]
+"""combining checkpoints, finished at once, factors of its own, preconditioning"""
 pytestmark = pytest.mark.slow
 CONFIG = """
 output: {output}
@@ -28,7 +28,7 @@ decoder: {{fresh: {{hidden_size: 16, layers: 1, heads: 2, intermediate_size: 16,
 text: {{max_prompt_chars: 20, max_response_chars: 40}}
 finetune: {{epochs: 2, checkpoints: 2, max_batch_tokens: 128}}
 method: {method}
-gradients: {{rank: 4, output_rank: 4, sketch: none, shard_rows: 6}}
+gradients: {gradients}
 trainer: {{enable_progress_bar: false}}
 """
 
@@ -36,13 +36,14 @@ trainer: {{enable_progress_bar: false}}
 def write_config(folder: Path, inputs: Path, method: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
-    path.write_text(CONFIG.format(output=folder / "run", inputs=inputs, method=method))
+    gradients = "{rank: null, dim: 256, shard_rows: 6}" if method == "ekfac" else "{rank: 4, output_rank: 4, sketch: none, shard_rows: 6}"
+    path.write_text(CONFIG.format(output=folder / "run", inputs=inputs, method=method, gradients=gradients))
     return path
 
 
 def products(run: Path) -> dict[str, bytes]:
     """Return the bytes of all that a run is made for: features, scores, and what they came from."""
-    names = ("features", "scores", "basis", "decoder", "checkpoints", "fisher")
+    names = ("features", "scores", "basis", "decoder", "checkpoints", "fisher", "ekfac")
     return {str(path.relative_to(run)): path.read_bytes() for name in names for path in sorted((run / name).rglob("*")) if path.is_file()}
 
 

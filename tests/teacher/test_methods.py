@@ -29,6 +29,8 @@ METHODS: dict[str, tuple[Callable[..., NDArray[np.float64]], dict[str, Any]]] = 
     "logra": (dense.logra, {}),
     "relatif": (dense.relatif, {"method": "logra", "normalise": "relatif"}),
     "trackstar": (dense.trackstar, {}),
+    "ekfac": (dense.ekfac, {}),
+    "ekfac, relatif": (dense.ekfac_relatif, {"method": "ekfac", "normalise": "relatif"}),
 }
 
 
