@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import bench_planted, bench_teachers
+from benchmarks import bench_planted, bench_teachers, planted_table
 from benchmarks.bench_teachers import ROOT
 from benchmarks.projections import PROJECTIONS
 from benchmarks.teacher_tables import BLOCK, FLOORS, TASKS, TEACHERS, load, tables
@@ -35,3 +35,8 @@ def test_the_readme_quotes_the_published_figures(repository: Path) -> None:
     assert set(found["projections"]) <= set(PROJECTIONS)
     assert {*TEACHERS, *FLOORS} <= set(judged["summary"]["methods"])
     assert all(task in judged["summary"]["methods"]["bm25"]["metrics"] for task in TASKS)
+
+
+def test_the_readme_quotes_the_planted_rows(repository: Path) -> None:
+    readme = (repository / "README.md").read_text()
+    assert planted_table.BLOCK.quoted(readme) == planted_table.table(repository / planted_table.RESULT)
