@@ -39,12 +39,13 @@ from influcoder.runs import git_commit, write_text_atomic
 ROOT, RESULT = Path("runs/bench_student"), Path("benchmarks/results/bench_student.json")
 QUERIES, CANDIDATES, ROWS = 200, 1000, 4000
 SEEDS = (0, 1, 2)
-TEXT, REFERENCE, OURS = "student_text", "student_reference", "student"
+TEXT, REFERENCE, STATIC, OURS = "student_text", "student_reference", "student_static", "student"
 Students = dict[str, tuple[str, tuple[int, ...], list[str]]]
 STUDENTS: Students = {
     "ours": (OURS, SEEDS, []),
     "ours, no products": (OURS, (0,), ["--encoder.causal_lm.layers", "1", "--encoder.causal_lm.rank", "1"]),
     "ours, fine-tuned": (OURS, (0,), ["--trainer.max_epochs", "1000", "--optimizer.learning_rate", "1e-5", "--recipe.block_rows", "64"]),
+    "token table": (STATIC, (0,), []),
     "MiniLM, head in closed form": (TEXT, (0,), ["--encoder.head", "closed_form", "--trainer.max_epochs", "0"]),
     "MiniLM, full block": (TEXT, (0,), []),
     "reference recipe": (REFERENCE, SEEDS, []),

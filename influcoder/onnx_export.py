@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from influcoder.errors import DataError, RunError, require
 from influcoder.metrics import per_query_spearman
@@ -89,12 +90,25 @@ def _check_inputs(folder: Path, sample_texts: Sequence[str]) -> list[str]:
     return sample
 
 
+class _PaddedTable(torch.nn.Module):
+    """A StaticEmbedding that takes a padded batch, as every graph here does, where the module itself takes one long row of tokens."""
+
+    def __init__(self, table: StaticEmbedding) -> None:
+        super().__init__()
+        self.vectors = table.embedding.weight
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        mask = features["attention_mask"][..., None].to(self.vectors.dtype)
+        return {"sentence_embedding": (self.vectors[features["input_ids"]] * mask).sum(1) / mask.sum(1).clamp_min(1)}
+
+
 class _Graph(torch.nn.Module):
     """Token ids in, unit vectors out."""
 
     def __init__(self, model: SentenceTransformer, inputs: Sequence[str]) -> None:
         super().__init__()
-        self.model = model
+        first, *others = model
+        self.model = torch.nn.Sequential(_PaddedTable(first), *others) if isinstance(first, StaticEmbedding) else model
         self.inputs = inputs
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
@@ -123,7 +137,7 @@ def _write_graph(model: SentenceTransformer, partial: Path, folder: Path) -> int
         max_seq_length=_max_seq_length(model, folder),
         dim=int(model.get_embedding_dimension() or 0),
         inputs=tuple(inputs),
-        pad_token_id=int(model.tokenizer.pad_token_id or 0),
+        pad_token_id=int(getattr(model.tokenizer, "pad_token_id", None) or 0),
         tokenizer=TOKENIZER_FILE,
         sha256=sha256_of_file(partial / GRAPH_FILE),
     )
@@ -132,9 +146,11 @@ def _write_graph(model: SentenceTransformer, partial: Path, folder: Path) -> int
 
 
 def _graph_inputs(model: SentenceTransformer, folder: Path) -> list[str]:
+    if isinstance(model[0], StaticEmbedding):
+        return ["input_ids", "attention_mask"]
     transformer = model.transformers_model
     if transformer is None:
-        raise RunError(f"{folder}: no transformer inside; expected an encoder with one; distil into a transformer encoder")
+        raise RunError(f"{folder}: no transformer or token table inside; expected an encoder with either; distil into one of those")
     taken = inspect.signature(transformer.forward).parameters
     return [
         name for name in ("input_ids", "attention_mask", "token_type_ids") if name in model.tokenizer.model_input_names and name in taken
@@ -143,8 +159,13 @@ def _graph_inputs(model: SentenceTransformer, folder: Path) -> list[str]:
 
 def _max_seq_length(model: SentenceTransformer, folder: Path) -> int:
     length = model.max_seq_length
+    if isinstance(model[0], StaticEmbedding):  # its tokenizer cuts, or nothing does
+        length = (model.tokenizer.truncation or {}).get("max_length")
     if length is None or length > 1_000_000:  # transformers writes 1e30 for "not known"
-        raise RunError(f"{folder}: no max_seq_length; expected one in sentence_bert_config.json; set it on the model and save it again")
+        raise RunError(
+            f"{folder}: no max_seq_length; expected one in sentence_bert_config.json, of a token table as truncation in {TOKENIZER_FILE}; "
+            "set it on the model and save it again"
+        )
     return int(length)
 
 

@@ -20,6 +20,8 @@ import jsonargparse
 from influcoder.errors import ConfigError, InflucoderError
 
 Config = TypeVar("Config")
+Setting = bool | int | float | str | list[int | str | dict[str, Any]] | dict[str, Any] | None
+"""a value to be passed on as it is written; of `Any`, jsonargparse would make an object where a mapping has a `class_path`"""
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 

@@ -10,6 +10,7 @@ Legend: N rows, F numbers pooled, K width of the head.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,13 +47,43 @@ def ridge(inputs: Tensor, outputs: Tensor, penalties: Sequence[float]) -> Iterat
         yield weight.float(), (level - weight @ mean).float()
 
 
+class Fitted(NamedTuple):
+    """A ridge regression and what it is worth."""
+
+    figure: float
+    """mean per-query Spearman on the validation rows"""
+    penalty: float
+    """share of the inputs' mean squared length"""
+    weight: Tensor
+    """(K, F)"""
+    bias: Tensor
+    """(K,)"""
+
+
+def best_ridge(inputs: Tensor, coordinates: Tensor, validation: tuple[Tensor, Tensor, NDArray[np.floating]]) -> Fitted:
+    """Return the regression of `coordinates` (N, K) on `inputs` (N, F) whose penalty does best on validation rows; the first of equals.
+
+    Args:
+        inputs: of training texts.
+        coordinates: the teacher's.
+        validation: inputs of what asks (asking, F) and of what is ranked (ranked, F), the teacher's scores (asking, ranked).
+    """
+    asking, ranked, target = validation
+    length = float((inputs - inputs.mean(0)).square().sum(1).mean())
+    found = []
+    for penalty, (weight, bias) in zip(PENALTIES, ridge(inputs, coordinates, [share * length for share in PENALTIES]), strict=True):
+        queries, rows = (normalize(part @ weight.T + bias) for part in (asking, ranked))
+        found.append(Fitted(float(per_query_spearman((queries @ rows.T).numpy(), target).mean()), penalty, weight, bias))
+    return max(found, key=lambda each: each.figure)
+
+
 def fit_head(
     encoder: SentenceTransformer,
     texts: Sequence[str],
     coordinates: Tensor,
     validation: tuple[Sequence[str], Sequence[str], NDArray[np.floating]],
-) -> dict[str, float]:
-    """Set the Dense head to the ridge regression with the best per-query Spearman on validation rows; return penalty and figure.
+) -> Fitted:
+    """Set the Dense head to the ridge regression with the best per-query Spearman on validation rows; return it.
 
     Args:
         encoder: [..., Dense with bias, Normalize].
@@ -63,15 +94,10 @@ def fit_head(
     head = encoder[-2]
     assert isinstance(head, Dense)
     pooled, asking, ranked = (torch.from_numpy(pool(encoder, part)) for part in (texts, *validation[:2]))
-    length = float((pooled - pooled.mean(0)).square().sum(1).mean())
-    found = []
-    for penalty, (weight, bias) in zip(PENALTIES, ridge(pooled, coordinates, [share * length for share in PENALTIES]), strict=True):
-        queries, rows = (normalize(part @ weight.T + bias) for part in (asking, ranked))
-        found.append((float(per_query_spearman((queries @ rows.T).numpy(), validation[2]).mean()), penalty, weight, bias))
-    figure, penalty, weight, bias = max(found, key=lambda entry: entry[0])
-    head.linear.weight.data.copy_(weight)
-    head.linear.bias.data.copy_(bias)
-    return {"penalty": penalty, "validation_per_query_spearman": figure}
+    found = best_ridge(pooled, coordinates, (asking, ranked, validation[2]))
+    head.linear.weight.data.copy_(found.weight)
+    head.linear.bias.data.copy_(found.bias)
+    return found
 
 
 def pool(encoder: SentenceTransformer, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from influcoder.errors import ConfigError
+from influcoder.program import Setting
 from influcoder.splits import SplitConfig
 
 
@@ -41,33 +42,46 @@ class CausalLMEncoder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StaticEncoder:
+    """A table of token vectors, whose mean is the embedding: the fastest student. Fitted in closed form, never trained."""
+
+    tokenizer: str | None = None
+    """hub id or folder of a fast tokenizer; null trains one, byte-level BPE, on the training split"""
+    vocab_size: int = 8192
+    """pieces of the tokenizer that is trained, at most"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Which text encoder to train. Give one of `path`, `causal_lm` and `fresh`."""
+    """Which text encoder to train. Give one of `path`, `causal_lm`, `static` and `fresh`."""
 
     path: str | None = None
     """hub id or folder of a SentenceTransformer (or of a plain transformer, which gets mean pooling)"""
     causal_lm: CausalLMEncoder | None = None
     """a causal LM and its errors instead"""
+    static: StaticEncoder | None = None
+    """a table of token vectors instead"""
     fresh: FreshEncoder | None = None
     """a new small one instead"""
     max_tokens: int = 128
     """tokens read of a text; what is beyond is cut, and the share of such texts is printed"""
     embedding_dim: int | None = None
-    """width of a dense head after pooling; null is the pooled width, without a head unless it is fitted, and at most 384 where it is"""
+    """width of a dense head after pooling; null is the pooled width, without a head unless it is fitted, and at most 384 where it is; of
+    a table, its own width, null being 384"""
     head: Literal["random", "closed_form"] = "random"
     """where the head begins: random weights, or the ridge regression of the teacher's principal coordinates (seconds), which needs no
-    training after it; a causal_lm has the latter"""
+    training after it; a causal_lm has the latter, a static table is it"""
     trust_remote_code: bool = False
     """run code that the hub repository brings; only for sources that you trust"""
 
     @property
     def fitted(self) -> bool:
-        """Whether the head is fitted in closed form."""
-        return self.head == "closed_form" or self.causal_lm is not None
+        """Whether the head, or the table, is fitted in closed form."""
+        return self.head == "closed_form" or self.causal_lm is not None or self.static is not None
 
     def __post_init__(self) -> None:
-        if sum(given is not None for given in (self.path, self.causal_lm, self.fresh)) != 1:
-            raise ConfigError("encoder: give exactly one of `path`, `causal_lm` and `fresh`")
+        if sum(given is not None for given in (self.path, self.causal_lm, self.static, self.fresh)) != 1:
+            raise ConfigError("encoder: give exactly one of `path`, `causal_lm`, `static` and `fresh`")
         if self.max_tokens < 8:
             raise ConfigError(f"encoder.max_tokens: {self.max_tokens}; expected at least 8")
 
@@ -189,12 +203,20 @@ class StudentConfig:
     like a floor"""
     save_every_seconds: float = 300.0
     """how often the state of the training is saved, at most: what a kill can cost. The same command goes on from there"""
-    trainer: dict[str, Any] = field(default_factory=dict)
+    log_encoder: bool = False
+    """send the encoder's folder to Weights & Biases as an artifact; needs a WandbLogger in trainer.logger"""
+    trainer: dict[str, Setting] = field(default_factory=dict)
     """arguments of lightning.pytorch.Trainer: max_epochs, max_time, precision, devices, strategy (auto or ddp), logger, callbacks, ..."""
 
     def __post_init__(self) -> None:
         strategy = self.trainer.get("strategy", "auto")
         if strategy not in ("auto", "ddp"):
             raise ConfigError(f"trainer.strategy: {strategy!r}; expected auto, or ddp, whose processes share every block")
+        if self.log_encoder and "WandbLogger" not in str(self.trainer.get("logger")):
+            raise ConfigError("log_encoder: true without a WandbLogger; expected one in trainer.logger; name it, or leave log_encoder out")
+        if self.encoder.static is not None and self.trainer.get("max_epochs", 0) != 0:
+            raise ConfigError(
+                f"trainer.max_epochs: {self.trainer['max_epochs']} with encoder.static, which is fitted, not trained; expected 0"
+            )
         if self.save_every_seconds < 0:
             raise ConfigError(f"save_every_seconds: {self.save_every_seconds}; expected seconds, 0 to save after every step")

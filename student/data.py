@@ -41,6 +41,20 @@ class Pairs:
         return torch.from_numpy(self.asking[asked]) @ torch.from_numpy(self.features[ranked]).T
 
     @property
+    def targets(self) -> Tensor:
+        """One vector (texts, dim) for the one embedding that each ranked text has.
+
+        Where rows ask, an embedding is on both sides of a score, and its target is the mean of the row's two vectors, the asking one
+        at the other's scale; a symmetric teacher has but one. On LESS that is worth as much as a head for either side (docs/LOG.md).
+        """
+        ranked = torch.from_numpy(self.features)
+        if not self.rows_ask:
+            return ranked
+        asking = torch.from_numpy(self.asking)
+        mean: Tensor = (asking * (ranked.norm() / asking.norm())).add_(ranked).div_(2)
+        return mean
+
+    @property
     def every_text(self) -> list[str]:
         """All texts, each once."""
         return self.texts if self.rows_ask else [*self.askers, *self.texts]
@@ -154,7 +168,7 @@ class DistillationData(LightningDataModule):
             assert isinstance(encoder, SentenceTransformer)
             width = encoder.get_embedding_dimension()
             assert width is not None  # only encoders without pooling have none
-            self.coordinates = principal_coordinates(torch.from_numpy(self.pairs.features), width).coordinates
+            self.coordinates = principal_coordinates(self.pairs.targets, width).coordinates
 
     def train_dataloader(self) -> Blocks:
         """Return the blocks of the current epoch."""

@@ -5,21 +5,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Transformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, StaticEmbedding
+from tokenizers import Tokenizer, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from influcoder.errors import ConfigError
 from influcoder.influence.decoder import Decoder
 from student.causal_lm import make_causal_lm
 from student.config import EncoderConfig, FreshEncoder
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-
+from student.static import make_table
+from student.tokenizer import train_tokenizer
 
 FITTED_WIDTH = 384
 """of a head that is fitted, at most, when no width is asked for"""
@@ -27,6 +27,8 @@ FITTED_WIDTH = 384
 
 def load_encoder(config: EncoderConfig, texts: Sequence[str], seed: int, lm: Decoder | None = None) -> SentenceTransformer:
     """Load an encoder, or make one whose tokenizer or directions are those of `texts`; head and normalisation are added.
+
+    A table has no head: it is what is fitted.
 
     Args:
         config: which.
@@ -39,6 +41,9 @@ def load_encoder(config: EncoderConfig, texts: Sequence[str], seed: int, lm: Dec
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if config.static is not None:
+            table = make_table(config.static, texts, config.embedding_dim or FITTED_WIDTH, config.max_tokens)
+            return SentenceTransformer(modules=[table, Normalize()], device="cpu")
         if config.fresh is not None:
             encoder = make_fresh_encoder(config.fresh, texts, config.max_tokens)
         elif config.causal_lm is not None:
@@ -64,7 +69,7 @@ def load_encoder(config: EncoderConfig, texts: Sequence[str], seed: int, lm: Dec
 
 def make_fresh_encoder(config: FreshEncoder, texts: Sequence[str], max_tokens: int) -> SentenceTransformer:
     """Return a randomly initialised BERT with mean pooling, read back from a folder as any other encoder is."""
-    tokenizer = _train_tokenizer(texts, config.vocab_size)
+    tokenizer = _with_markers(train_tokenizer(texts, config.vocab_size))
     model = BertModel(
         BertConfig(
             vocab_size=len(tokenizer),
@@ -87,13 +92,8 @@ def make_fresh_encoder(config: FreshEncoder, texts: Sequence[str], max_tokens: i
     return SentenceTransformer(modules=[transformer, Pooling(config.hidden_size)], device="cpu")
 
 
-def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+def _with_markers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Return the tokenizer as BERT has it: with a token before every text and one after it."""
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     )
@@ -107,8 +107,18 @@ def tokenize(encoder: SentenceTransformer, texts: list[str]) -> dict[str, torch.
     return {name: value for name, value in encoder.preprocess(texts).items() if isinstance(value, torch.Tensor)}
 
 
+def longest(encoder: SentenceTransformer) -> int | None:
+    """Return the tokens that the encoder reads of a text at most; None where there is no end."""
+    if isinstance(encoder[0], StaticEmbedding):  # it knows no end itself: its tokenizer cuts
+        truncation: dict[str, Any] = encoder.tokenizer.truncation or {}
+        return truncation.get("max_length")
+    return encoder.max_seq_length
+
+
 def truncated_share(encoder: SentenceTransformer, texts: Sequence[str]) -> float:
     """Return the share of texts that the encoder cuts."""
+    if isinstance(encoder[0], StaticEmbedding):
+        return sum(bool(found.overflowing) for found in encoder.tokenizer.encode_batch(list(texts))) / len(texts)
     lengths = [len(ids) for ids in encoder.tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]]
     return sum(length > (encoder.max_seq_length or length) for length in lengths) / len(lengths)
 

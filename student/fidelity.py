@@ -6,6 +6,7 @@ The figures are of the validation side, on which the weights were chosen: a litt
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from influcoder.runs import write_text_atomic
 from influcoder.sentence_encoder import load_sentence_encoder
 from student.module import KeepBest, encode
 
+Scores = NDArray[np.floating]
 FILE_NAME = "fidelity.json"
 OVERLAP = 10
 NAMES = {
@@ -28,7 +30,7 @@ NAMES = {
 }
 
 
-def figures(scores: NDArray[np.floating], target: NDArray[np.floating]) -> dict[str, float]:
+def figures(scores: Scores, target: Scores) -> dict[str, float]:
     """Return how well scores follow the target, both (queries, candidates): Spearman by query, of the double-centred, of the means; overlap."""
     return {
         "per_query_spearman": float(per_query_spearman(scores, target).mean()),
@@ -38,8 +40,8 @@ def figures(scores: NDArray[np.floating], target: NDArray[np.floating]) -> dict[
     }
 
 
-def measure(best: KeepBest, encoder: SentenceTransformer, initial: Path, second: KeepBest | None) -> dict[str, Any]:
-    """Return the figures of the student, of the encoder it began as, and of the teacher's second seed where it has one.
+def validation_scores(best: KeepBest, encoder: SentenceTransformer, initial: Path, second: KeepBest | None) -> dict[str, Scores]:
+    """Return the scores (queries, candidates) of the student, of the encoder it began as, and of the teacher's second seed if any.
 
     Args:
         best: validation texts and the teacher's scores.
@@ -47,16 +49,15 @@ def measure(best: KeepBest, encoder: SentenceTransformer, initial: Path, second:
         initial: folder of the encoder before any training.
         second: the same texts with the scores of the second seed.
     """
-    found = {"student": figures(_scores(encoder, best), best.target)}
-    found["untrained encoder"] = figures(_scores(load_sentence_encoder(initial), best), best.target)
-    if second is not None:
-        found["teacher, second seed"] = figures(second.target, best.target)
+    encoders = {"student": encoder, "untrained encoder": load_sentence_encoder(initial)}
+    scores: dict[str, Scores] = {name: encode(each, best.queries) @ encode(each, best.candidates).T for name, each in encoders.items()}
+    return scores if second is None else scores | {"teacher, second seed": second.target}
+
+
+def measure(best: KeepBest, scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """Return the figures of each method's scores (queries, candidates), as `validation_scores` gives them."""
+    found = {name: figures(each, best.target) for name, each in scores.items()}
     return {"queries": len(best.queries), "candidates": len(best.candidates), "epoch": best.best_epoch, "methods": found}
-
-
-def _scores(encoder: SentenceTransformer, best: KeepBest) -> NDArray[np.float32]:
-    scores: NDArray[np.float32] = encode(encoder, best.queries) @ encode(encoder, best.candidates).T
-    return scores
 
 
 def write(folder: Path, facts: dict[str, Any], validation: dict[str, Any]) -> None:

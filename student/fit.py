@@ -9,13 +9,16 @@ All processes load the same and plan the same blocks; the first validates, saves
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from influcoder.runs import Run
 from influcoder.training import make_trainer
 from student.config import StudentConfig
+from student.dashboard import wandb_loggers
 from student.data import DistillationData
 from student.module import Distillation, KeepBest
 from student.state import SafetensorsIO, SaveState, state_file
@@ -26,8 +29,8 @@ def is_first_process() -> bool:
     return not any(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
-def fit(config: StudentConfig, module: Distillation, data: DistillationData, best: KeepBest, made: Run) -> None:
-    """Train until the end, from the state in the run's folder where there is one.
+def fit(config: StudentConfig, module: Distillation, data: DistillationData, best: KeepBest, made: Run) -> Trainer:
+    """Train until the end, from the state in the run's folder where there is one; return the trainer, whose loggers are still open.
 
     Raises:
         ConfigError: when the trainer cannot be made, or there are more processes than texts in a block.
@@ -46,6 +49,8 @@ def fit(config: StudentConfig, module: Distillation, data: DistillationData, bes
     trainer.strategy.checkpoint_io = SafetensorsIO()
     if isinstance(trainer.strategy, DDPStrategy):  # an encoder may have weights that no embedding needs, such as BERT's pooler
         trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+    for logger in wandb_loggers(trainer):
+        logger.log_hyperparams(asdict(config))
     module.train()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=state if state.exists() else None)
@@ -55,3 +60,4 @@ def fit(config: StudentConfig, module: Distillation, data: DistillationData, bes
     finally:
         made.worth_resuming |= state.exists()
         made.seconds_before = saving.seconds_before
+    return trainer

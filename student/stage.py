@@ -1,6 +1,6 @@
 """Load the teacher's features, split, distil, save the encoder.
 
-RUN/encoder/  initial_encoder/  split.parquet  query_split.parquet (where queries ask)  log/metrics.csv
+RUN/encoder/  initial_encoder/  split.parquet  query_split.parquet (where queries ask)  log/metrics.csv  fidelity.png
 
 A killed run goes on from its last saved state, RUN/state.safetensors, and ends with the same weights.
 """
@@ -11,13 +11,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -33,13 +33,16 @@ from student.causal_lm import load_causal_lm, with_markers
 from student.closed_form import fit_head
 from student.config import StudentConfig
 from student.coordinates import principal_coordinates, projected
+from student.dashboard import log_dashboard
 from student.data import DistillationData, Pairs
-from student.encoder import load_encoder, save_encoder, tokenize, truncated_share
-from student.fidelity import measure
+from student.encoder import load_encoder, longest, save_encoder, tokenize, truncated_share
+from student.fidelity import Scores, measure, validation_scores
 from student.fidelity import write as write_fidelity
 from student.fit import fit, is_first_process
 from student.module import Distillation, KeepBest
+from student.plot import write_plot
 from student.state import state_file
+from student.static import fit_table
 
 MINIMUM_ROWS = 6
 
@@ -84,6 +87,14 @@ class Target:
         return {"rows": self.rows} | ({} if self.rows_ask else {"queries": self.askers})
 
 
+class Distilled(NamedTuple):
+    """What `distil` leaves."""
+
+    encoder: SentenceTransformer
+    best: KeepBest
+    trainer: Trainer
+
+
 def run(config: StudentConfig, resolved_yaml: str) -> None:
     """Make the student run `config.output`.
 
@@ -95,16 +106,17 @@ def run(config: StudentConfig, resolved_yaml: str) -> None:
     make = create_run(output, "student", resolved_yaml, resume=True) if first else nullcontext(Run(partial_folder(output)))
     with make as made:
         target = load_target(config)
-        encoder, best = distil(config, target, made)
+        encoder, best, trainer = distil(config, target, made)
         if first:
-            _finish(config, target, encoder, best, made)
+            scores = _finish(config, target, encoder, best, made)
     if first:
         state_file(output).unlink(missing_ok=True)  # now that nothing has to be resumed
+        log_dashboard(trainer, output, best, scores["student"], log_encoder=config.log_encoder)  # an outage there costs no result
         print(f"{config.output}: complete; validation per-query Spearman {best.best:.3f} (epoch {best.best_epoch})")
 
 
-def _finish(config: StudentConfig, target: Target, encoder: SentenceTransformer, best: KeepBest, made: Run) -> None:
-    """Write what the run is made for."""
+def _finish(config: StudentConfig, target: Target, encoder: SentenceTransformer, best: KeepBest, made: Run) -> dict[str, Scores]:
+    """Write what the run is made for; return the validation scores of every method."""
     folder = made.folder / "encoder"
     save_encoder(encoder, folder)
     save_text_format(folder, target.text_format)
@@ -128,8 +140,11 @@ def _finish(config: StudentConfig, target: Target, encoder: SentenceTransformer,
     second = None
     if len(target.record["seeds"]) > 1 and not config.shuffle_target:
         second = KeepBest(of_second_seed(target, Path(config.teacher)).of("validation"), config.patience)
-    write_fidelity(folder, made.facts, measure(best, encoder, made.folder / "initial_encoder", second))
+    scores = validation_scores(best, encoder, made.folder / "initial_encoder", second)
+    write_fidelity(folder, made.facts, measure(best, scores))
+    write_plot(made.folder / "fidelity.png", best.target, scores)
     made.facts["validation"] = {"per_query_spearman": best.best, "epoch": best.best_epoch, "queries": len(best.queries)}
+    return scores
 
 
 def load_target(config: StudentConfig) -> Target:
@@ -213,7 +228,7 @@ def _shuffle(side: Side, seed: int) -> Side:
     return replace(side, vectors=vectors)
 
 
-def distil(config: StudentConfig, target: Target, made: Run) -> tuple[SentenceTransformer, KeepBest]:
+def distil(config: StudentConfig, target: Target, made: Run) -> Distilled:
     """Train an encoder on the training side; return it with its best weights on the validation side."""
     seed_everything(config.seed, verbose=False)
     second = of_second_seed(target, Path(config.teacher)) if config.recipe.uncertainty else None
@@ -228,23 +243,24 @@ def distil(config: StudentConfig, target: Target, made: Run) -> tuple[SentenceTr
         for name, side in target.sides.items():
             counts = ", ".join(f"{side.parts.count(part)} {part}" for part in ("train", "validation", "test"))
             longer = truncated_share(encoder, side.texts)
-            print(f"student: {counts} {name}; {longer:.1%} of the texts are longer than {encoder.max_seq_length} tokens")
+            print(f"student: {counts} {name}; {longer:.1%} of the texts are longer than {longest(encoder)} tokens")
     best = KeepBest(target.of("validation"), config.patience)
     if config.encoder.fitted:
-        fitted = fit_head(encoder, pairs.every_text, _coordinates(pairs, encoder), (best.queries, best.candidates, best.target))
-        print(f"student: head in closed form, penalty {fitted['penalty']:g}, validation {fitted['validation_per_query_spearman']:.3f}")
+        solve, what = (fit_head, "head") if config.encoder.static is None else (fit_table, "table")
+        fitted = solve(encoder, pairs.every_text, _coordinates(pairs, encoder), (best.queries, best.candidates, best.target))
+        print(f"student: {what} in closed form, penalty {fitted.penalty:g}, validation {fitted.figure:.3f}")
         best.take(best.measure(encoder), encoder, -1)
     data = DistillationData(pairs, partial(tokenize, encoder), config.recipe, config.seed)
-    fit(config, Distillation(encoder, config.recipe, config.optimizer, config.seed), data, best, made)
+    trainer = fit(config, Distillation(encoder, config.recipe, config.optimizer, config.seed), data, best, made)
     best.restore(encoder)
-    return encoder, best
+    return Distilled(encoder, best, trainer)
 
 
 def _coordinates(pairs: Pairs, encoder: SentenceTransformer) -> Tensor:
     """Return the teacher's principal coordinates of `pairs.every_text`, as wide as the encoder."""
     width = encoder.get_embedding_dimension()
     assert width is not None  # it ends in a head
-    found = principal_coordinates(torch.from_numpy(pairs.features), width)
+    found = principal_coordinates(pairs.targets, width)
     return found.coordinates if pairs.rows_ask else torch.cat([projected(torch.from_numpy(pairs.asking), found.axes), found.coordinates])
 
 

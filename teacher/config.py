@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from influcoder.errors import ConfigError
 from influcoder.influence.decoder import DecoderConfig
 from influcoder.influence.finetune import FinetuneConfig
 from influcoder.influence.gradients import GradientConfig
 from influcoder.influence.methods import METHODS, MethodName, Normalise
+from influcoder.program import Setting
 from influcoder.readers import DataSource
 from influcoder.text_format import TextFormat
 
@@ -78,7 +78,7 @@ class TeacherConfig:
     """projection seeds, all from one pass: the first is the target, the second measures its noise (the ceiling)"""
     checks: ChecksConfig = field(default_factory=ChecksConfig)
     """self-checks of the run"""
-    trainer: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Setting] = field(default_factory=dict)
     """arguments of lightning.pytorch.Trainer for the fine-tuning"""
     wandb_project: str | None = None
     """log the finished run to this Weights & Biases project; null logs nothing"""

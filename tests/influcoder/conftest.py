@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast
 
@@ -92,6 +92,21 @@ def save_causal_lm(folder: Path) -> SentenceTransformer:
     return encoder
 
 
+def save_table(folder: Path, max_tokens: int | None = MAX_SEQ_LENGTH) -> None:
+    """Save a random token table without normalisation, whose tokenizer cuts texts and adds no special tokens."""
+    save_tokenizer(folder / "table")
+    tokenizer = Tokenizer.from_file(str(folder / "table" / "tokenizer.json"))
+    tokenizer.post_processor = processors.Sequence([])
+    if max_tokens is not None:
+        tokenizer.enable_truncation(max_tokens)
+    weights = torch.randn(tokenizer.get_vocab_size(), 16, generator=torch.Generator().manual_seed(0))
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu").save(
+        str(folder), create_model_card=False
+    )
+    shutil.rmtree(folder / "table")
+    save_text_format(folder, TextFormat(max_prompt_chars=120, max_response_chars=400))
+
+
 def _save(folder: Path, part: str, *heads: torch.nn.Module) -> None:
     transformer = Transformer(str(folder / part), max_seq_length=MAX_SEQ_LENGTH)
     SentenceTransformer(modules=[transformer, *heads], device="cpu").save(str(folder), create_model_card=False)
@@ -119,6 +134,13 @@ def causal_lm_folder(tmp_path: Path) -> Path:
     """A tiny encoder folder of a causal LM that was not exported."""
     save_causal_lm(tmp_path / "causal_lm")
     return tmp_path / "causal_lm"
+
+
+@pytest.fixture
+def table_folder(tmp_path: Path) -> Path:
+    """A token table's encoder folder that was not exported."""
+    save_table(tmp_path / "table")
+    return tmp_path / "table"
 
 
 @pytest.fixture(scope="session")

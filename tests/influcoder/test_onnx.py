@@ -22,6 +22,7 @@ from influcoder.onnx_export import export_encoder
 from influcoder.runs import sha256_of_file
 from influcoder.sentence_encoder import load_sentence_encoder
 from influcoder.text_format import TextFormat, save_text_format
+from tests.influcoder.conftest import MAX_SEQ_LENGTH, save_table
 
 HARD_TEXTS = [
     "a",
@@ -72,6 +73,26 @@ def test_modern_bert_with_a_dense_head_and_no_normalisation(modern_bert_folder: 
     assert encoder.settings.inputs == ("input_ids", "attention_mask") and encoder.settings.dim == 16
     np.testing.assert_allclose(encoder.encode(texts), torch_embeddings(modern_bert_folder, texts), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(encoder.encode(texts), axis=1), 1, atol=1e-5)
+
+
+def test_a_table_of_token_vectors(table_folder: Path) -> None:
+    parity = export_encoder(table_folder, make_texts(40))
+    encoder = OnnxEncoder(table_folder)
+    assert parity["spearman_min"] > 0.999 and encoder.settings.max_seq_length == MAX_SEQ_LENGTH
+    assert encoder.settings.inputs == ("input_ids", "attention_mask") and encoder.settings.dim == 16
+    texts = make_texts(20, seed=3) + HARD_TEXTS
+    found, truth = encoder.encode(texts), torch_embeddings(table_folder, texts)
+    np.testing.assert_allclose(found, truth, atol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(found, axis=1), [float(bool(encoding.ids)) for encoding in encoder.tokenize(texts)], atol=1e-5
+    )
+    assert (np.linalg.norm(truth, axis=1) < 1e-6).sum() == 2, "an empty text has no tokens, hence no direction"
+
+
+def test_a_table_that_cuts_no_text_is_refused(tmp_path: Path) -> None:
+    save_table(tmp_path / "table", max_tokens=None)
+    with pytest.raises(RunError, match=r"no max_seq_length; .* of a token table as truncation in tokenizer\.json"):
+        export_encoder(tmp_path / "table", make_texts(40))
 
 
 def mark(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from influcoder.errors import ConfigError
-from influcoder.program import parse_config, run_program
+from influcoder.program import Setting, parse_config, run_program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class Settings:
     """more of them"""
     optimizer: Optimizer = field(default_factory=Optimizer)
     """how to step"""
+    trainer: dict[str, Setting] = field(default_factory=dict)
+    """passed on"""
 
 
 def parse(*arguments: str) -> Settings:
@@ -148,6 +150,40 @@ def test_the_resolved_config_can_be_passed_back(config: Path, tmp_path: Path) ->
     assert resolved_again == resolved
 
 
+class Counted:
+    """Not to be made by parsing a config that names it."""
+
+    made = 0
+
+    def __init__(self, size: int = 3) -> None:
+        Counted.made += 1
+
+
+def test_settings_that_are_passed_on_stay_as_they_are_written(config: Path, tmp_path: Path) -> None:
+    named = f"{{class_path: {__name__}.Counted}}"
+    given = {
+        "logger": named,
+        "callbacks": f"[{named}]",
+        "devices": "[0, 1]",
+        "max_time": "00:00:03:00",
+        "max_steps": "2",
+        "precision": "16-mixed",
+    }
+    found, resolved = parse_config(Settings, [str(config), *(f"--trainer.{name}={value}" for name, value in given.items())], "settings")
+    mapping = {"class_path": f"{__name__}.Counted"}
+    passed = {
+        "logger": mapping,
+        "callbacks": [mapping],
+        "devices": [0, 1],
+        "max_time": "00:00:03:00",
+        "max_steps": 2,
+        "precision": "16-mixed",
+    }
+    assert found.trainer == passed and Counted.made == 0
+    (tmp_path / "resolved.yaml").write_text(resolved)
+    assert parse(str(tmp_path / "resolved.yaml")).trainer == passed
+
+
 def test_help_holds_the_docstrings_of_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse("--help")
@@ -168,7 +204,7 @@ def test_print_config_can_be_passed_back(config: Path, tmp_path: Path, capsys: p
 PROGRAM = """
 import sys
 from pathlib import Path
-from influcoder.program import parse_config, run_program
+from influcoder.program import Setting, parse_config, run_program
 from influcoder.text_format import TextFormat
 
 def main(arguments):

@@ -36,7 +36,7 @@ from influcoder.sentence_encoder import load_sentence_encoder
 from influcoder.text_format import TextFormat, load_text_format, render, truncate_all
 from student import causal_lm, stage
 from student.causal_lm import load_causal_lm, make_causal_lm, with_markers
-from student.closed_form import fit_head
+from student.closed_form import Fitted, fit_head
 from student.config import CausalLMEncoder, EncoderConfig, StudentConfig
 from student.encoder import save_encoder
 from student.stage import load_target
@@ -157,7 +157,7 @@ def test_a_model_that_scales_or_caps_its_logits_is_refused(tmp_path: Path) -> No
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"encoder\.causal_lm: layers 0, rank 3; expected at least 1"):
         CausalLMEncoder(path="a", layers=0, rank=3)
-    with pytest.raises(ConfigError, match="exactly one of `path`, `causal_lm` and `fresh`"):
+    with pytest.raises(ConfigError, match="exactly one of `path`, `causal_lm`, `static` and `fresh`"):
         EncoderConfig(path="a", causal_lm=CONFIG)
     assert EncoderConfig(causal_lm=CONFIG).fitted and EncoderConfig(path="a", head="closed_form").fitted
     assert not EncoderConfig(path="a").fitted
@@ -324,30 +324,33 @@ def test_a_run_ends_with_the_head_in_closed_form(finished: StudentConfig, finish
     assert target.rows.texts == [render(row, with_own) for row in load_examples(finished_teacher / "rows.parquet")]
 
 
-@pytest.mark.parametrize("num_queries", [0, 60])
+@pytest.mark.parametrize(("num_queries", "asymmetric"), [(0, False), (60, False), (0, True)])
 def test_the_head_is_fitted_to_coordinates_whose_products_are_the_teachers_scores(
-    tmp_path: Path, lm_folder: Path, num_queries: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, lm_folder: Path, num_queries: int, asymmetric: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = make_teacher(tmp_path / "teacher", num_queries=num_queries)
+    teacher = make_teacher(tmp_path / "teacher", num_queries=num_queries, asymmetric=asymmetric)
     config = config_of(teacher, tmp_path / "student", lm_folder, asks="queries" if num_queries else "rows")
     seen: dict[str, Any] = {}
 
-    def spy(encoder: Any, texts: Any, coordinates: Any, validation: Any) -> dict[str, float]:
-        seen.update(texts=texts, coordinates=coordinates, found=fit_head(encoder, texts, coordinates, validation))
-        found: dict[str, float] = seen["found"]
+    def spy(encoder: Any, texts: Any, coordinates: Any, validation: Any) -> Fitted:
+        found = fit_head(encoder, texts, coordinates, validation)
+        seen.update(texts=texts, coordinates=coordinates, figure=found.figure)
         return found
 
     monkeypatch.setattr(stage, "fit_head", spy)
     record = open_run(run_stage(config), "student")
     target = load_target(config)
     assert record["validation"]["epoch"] == -1
-    assert record["validation"]["per_query_spearman"] == pytest.approx(seen["found"]["validation_per_query_spearman"], abs=1e-3)
+    assert record["validation"]["per_query_spearman"] == pytest.approx(seen["figure"], abs=1e-3)
     encoder = load_sentence_encoder(tmp_path / "student" / "encoder")
     assert record["validation"]["per_query_spearman"] == pytest.approx(figure_of(encoder, config, "validation"), abs=1e-4)
 
     queries, rows = (np.flatnonzero(np.array(side.parts) == "train") for side in (target.askers, target.rows))
     asking = stored(teacher, "queries")[queries] if num_queries else np.empty((0, DIM))
     ranked = stored(teacher, "rows")[rows]
+    if asymmetric:  # a row has one embedding: its target is between its two vectors
+        other = stored(teacher, "rows_as_queries")[rows]
+        ranked = (other * np.linalg.norm(ranked) / np.linalg.norm(other) + ranked) / 2
     expected_texts = [target.askers.texts[place] for place in queries] if num_queries else []
     assert seen["texts"] == expected_texts + [target.rows.texts[place] for place in rows]
     coordinates = seen["coordinates"].numpy()  # as wide as the teacher's features: nothing is lost

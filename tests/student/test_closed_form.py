@@ -82,7 +82,7 @@ def test_the_head_has_the_penalty_with_the_best_validation_figure() -> None:
     assert 0 < best < len(PENALTIES) - 1 and figures[best] > max(figures[0], figures[-1]) + 0.02, figures
 
     found = fit_head(encoder, texts, torch.from_numpy(coordinates).float(), (asking, ranked, scores.astype(np.float32)))
-    assert found == {"penalty": PENALTIES[best], "validation_per_query_spearman": pytest.approx(figures[best], abs=1e-4)}
+    assert found.penalty == PENALTIES[best] and found.figure == pytest.approx(figures[best], abs=1e-4)
     after = encoder.state_dict()
     changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
     assert changed == ["2.linear.weight", "2.linear.bias"]

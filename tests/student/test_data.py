@@ -140,8 +140,27 @@ def test_candidates_bring_coordinates_as_wide_as_the_encoder_where_a_loss_asks(n
     loop = SimpleNamespace(batch_idx=-1)
     data.trainer = SimpleNamespace(lightning_module=trained, current_epoch=0, fit_loop=loop)  # type: ignore[assignment]
     data.setup("fit")
-    expected = principal_coordinates(torch.from_numpy(pairs.features), width).coordinates
+    expected = principal_coordinates(pairs.targets, width).coordinates
     blocks = list(data.train_dataloader())
     assert len(blocks) == len(texts) > 1
     for block, given in zip(blocks, texts, strict=True):
         assert torch.equal(block.coordinates, expected[[int(given[place]) for place in block.candidates]])
+
+
+def test_where_rows_ask_the_target_of_a_row_is_the_mean_of_its_two_vectors() -> None:
+    pairs = drawn_pairs(rows_ask=True)
+    pairs = replace(pairs, asking=pairs.asking * 50)  # the product's scale says nothing of either side's
+    lengths = [np.sqrt(sum(float(x) ** 2 for x in side.ravel())) for side in (pairs.asking, pairs.features)]
+    expected = [
+        [(a * lengths[1] / lengths[0] + f) / 2 for a, f in zip(*pair, strict=True)]
+        for pair in zip(pairs.asking, pairs.features, strict=True)
+    ]
+    assert np.abs(np.array(expected) - pairs.features).max() > 0.1
+    np.testing.assert_allclose(pairs.targets, expected, rtol=1e-5, atol=1e-6)
+    before = pairs.features.copy(), pairs.asking.copy()
+    symmetric = replace(pairs, asking=pairs.features.copy())
+    np.testing.assert_array_equal(symmetric.targets, pairs.features)  # to the last bit: nothing changes for a symmetric teacher
+    asked = drawn_pairs(rows_ask=False)
+    np.testing.assert_array_equal(asked.targets, asked.features)
+    np.testing.assert_array_equal(pairs.features, before[0])
+    np.testing.assert_array_equal(pairs.asking, before[1])
