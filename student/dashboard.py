@@ -84,7 +84,7 @@ def example_lines(best: KeepBest, scores: NDArray[np.floating]) -> list[list[Any
     rhos = per_query_spearman(scores, best.target)
     places = np.linspace(0, len(rhos) - 1, min(EXAMPLE_QUERIES, len(rhos))).round().astype(int)
     lines: list[list[Any]] = []
-    for query in np.argsort(-rhos, kind="stable")[places]:
+    for query in np.argsort(rhos, kind="stable")[places]:
         student, teacher = (np.argsort(-found[query], kind="stable") for found in (scores, best.target))
         student_ranks, teacher_ranks = (np.argsort(order) + 1 for order in (student, teacher))
         lines += [
