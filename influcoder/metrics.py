@@ -46,6 +46,15 @@ def per_query_spearman(predicted: Array, target: Array, mask: Mask | None = None
     return rhos
 
 
+def per_query_pearson(predicted: Array, target: Array) -> NDArray[np.float64]:
+    """Return Pearson's r of each query over its rows, `(Q,)`; 0 when either is constant."""
+    correlations = np.zeros(len(target))
+    for query, (mine, theirs) in enumerate(zip(predicted.astype(np.float64), target.astype(np.float64), strict=True)):
+        if np.ptp(mine) > 0 and np.ptp(theirs) > 0:  # the mean of a constant is off by rounding, which would be a ranking
+            correlations[query] = _pearson(mine, theirs)
+    return correlations
+
+
 def aggregated_spearman(predicted: Array, target: Array) -> float:
     """Return Spearman's rho of the two query-averaged vectors: how well the *document bias* alone is met."""
     return spearman(predicted.mean(axis=0), target.mean(axis=0))
