@@ -59,7 +59,8 @@ class TeacherConfig:
     method: MethodName = "influcoder"
     """influcoder: cosine of gradients; tracin: products over checkpoints; less: cosines with Adam's step over checkpoints;
     logra: products with the damped inverse Fisher; trackstar: cosines with optimiser's second moment and Fisher of rows and queries;
-    ekfac: products with the damped inverse Gauss-Newton matrix, by Kronecker factors of whole gradients"""
+    ekfac: products with the damped inverse Gauss-Newton matrix, by Kronecker factors of whole gradients;
+    f_influence: signed mu over checkpoints, with intervals"""
     normalise: Normalise | None = None
     """unit: cosines; none: products; relatif: products over the row's length (of self-influence); null is the method's own"""
     damping: float = 0.1
@@ -113,6 +114,8 @@ class TeacherConfig:
             raise ConfigError(
                 f"finetune: null with method {self.method}, which asks the checkpoints of a fine-tuning; give a finetune block, or checkpoints"
             )
+        if method.noise_scaled and self.normalise not in (None, "none"):
+            raise ConfigError(f"normalise: {self.normalise} with method {self.method}, whose products are mu; expected none, or nothing")
         if method.fisher and self.gradients.sketch != "none":
             raise ConfigError(
                 f"gradients.sketch: {self.gradients.sketch} with method {self.method}, whose preconditioner is one block a layer; "

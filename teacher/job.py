@@ -60,6 +60,7 @@ class Job:
     def bytes_a_row(self, dim: int) -> int:
         """Disk that a row takes, of `dim` coordinates a checkpoint: features, and the gradients that they are made of."""
         features = 2 * dim * (len(self.points) if self.method.every_checkpoint else 1) + 4
+        features *= 2 if self.method.noise_scaled else 1  # rows have other features as queries
         gradients = 0 if self.method.finished_at_once else len(self.points) * (4 * dim + 4)
         return len(self.config.seeds) * (features + gradients)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
+from influcoder.callbacks.lightning_recorder import LightningRecorder
 from influcoder.errors import RunError
 from influcoder.examples import Example, fingerprint, load_examples, write_examples
-from influcoder.influence.checkpoints import SaveCheckpoints
 from influcoder.influence.decoder import Decoder, DecoderConfig, load_decoder
 from influcoder.influence.finetune import FinetuneConfig, add_adapter, drawn_share, finetune
 from influcoder.influence.tokens import tokenize
@@ -62,10 +63,11 @@ def prepare_decoder(config: TeacherConfig, sides: Mapping[str, Sequence[Example]
     tokenized = {side: tokenize(examples, decoder) for side, examples in sides.items()}
     if config.finetune.adapter is not None:
         decoder = add_adapter(decoder, config.finetune.adapter, config.finetune.seed)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a killed training begins anew
     trainer = make_trainer(
         config.trainer,
         folder / "finetune",
-        [SaveCheckpoints(folder / "checkpoints", config.finetune.checkpoints)],
+        [LightningRecorder(folder / "checkpoints", count=config.finetune.checkpoints)],
         max_epochs=config.finetune.epochs,
         accelerator="auto" if decoder.device.type != "cpu" else "cpu",
         gradient_clip_val=1.0,

@@ -25,6 +25,7 @@ from influcoder.influence.self_check import usable_layers
 from influcoder.influence.tokens import TokenizedRow, tokenize
 from influcoder.runs import Run, create_run, partial_folder
 from influcoder.text_format import save_text_format
+from teacher import f_influence
 from teacher.checks import check_projection, check_rows_alone
 from teacher.config import TeacherConfig
 from teacher.ekfac import find_whitenings
@@ -153,6 +154,9 @@ def _finish(job: Job, projector: GradientProjector) -> dict[str, Any]:
     if not method.finished_at_once:
         facts |= {"learning_rates": rates, "dim": projector.dim * (len(job.points) if method.every_checkpoint else 1)}
         for seed in projector.seeds:
+            if method.noise_scaled:
+                f_influence.write_features(job, seed, projector.dim)
+                continue
             roots = None
             if method.fisher is not None:
                 stores = {name: job.store(0, seed, name) for name in job.sides}
@@ -165,6 +169,8 @@ def _finish(job: Job, projector: GradientProjector) -> dict[str, Any]:
     if "queries" in job.sides:
         for seed in projector.seeds:
             write_scores(job.folder, seed)
+            if method.noise_scaled:
+                f_influence.write_tables(job, seed)
     agreement = seed_agreement(job.folder, projector.seeds)
     if agreement is not None:
         advice = (

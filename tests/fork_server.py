@@ -1,4 +1,4 @@
-"""Starts `python -m STAGE CONFIG` as often as a test wants without the seconds of importing torch: a process that forks itself.
+"""Starts `python -m STAGE CONFIG` (or another program, with its arguments) as often as a test wants without the seconds of importing torch: a process that forks itself.
 
 Each run is a process of its own, which a test may kill. The server speaks JSON lines: arguments and environment in, pid out; on
 "wait", the exit status.
@@ -20,8 +20,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
-LATE = {"teacher": "transformers.models.llama.modeling_llama", "student": "transformers.models.bert.modeling_bert"}
-"""what a stage imports while it runs"""
+LLAMA = "transformers.models.llama.modeling_llama"
+LATE = {
+    "teacher": ("teacher.stage", LLAMA),
+    "student": ("student.stage", "transformers.models.bert.modeling_bert"),
+    "examples.hf_finetune": ("examples.hf_finetune", "transformers.integrations", LLAMA),
+    "examples.lightning_finetune": ("examples.lightning_finetune", LLAMA),
+}
+"""what a program imports while it runs"""
 
 
 class ForkServer:
@@ -30,9 +36,10 @@ class ForkServer:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
 
-    def start(self, config: Path, environment: Mapping[str, str] | None = None) -> int:
-        """Start a run whose output goes to `CONFIG.log`; return its pid."""
-        return int(self._ask({"start": [str(config)], "environment": dict(environment or {}), "log": f"{config}.log"}))
+    def start(self, config: Path, environment: Mapping[str, str] | None = None, arguments: Sequence[str] | None = None) -> int:
+        """Start a run whose output goes to `CONFIG.log`; return its pid. Its arguments are the config unless others are given."""
+        given = [str(config)] if arguments is None else list(arguments)
+        return int(self._ask({"start": given, "environment": dict(environment or {}), "log": f"{config}.log"}))
 
     def start_ranks(self, config: Path, count: int) -> list[int]:
         """Start a run in as many processes as torchrun would; return their pids, the first one's first."""
@@ -50,9 +57,9 @@ class ForkServer:
         """Return whether it has ended by itself."""
         return bool(self._ask({"ended": pid}))
 
-    def run(self, config: Path) -> None:
+    def run(self, config: Path, arguments: Sequence[str] | None = None) -> None:
         """Run to the end, which must be a good one."""
-        code = self.wait(self.start(config))
+        code = self.wait(self.start(config, arguments=arguments))
         assert code == 0, Path(f"{config}.log").read_text()
 
     def _ask(self, question: Any) -> Any:
@@ -81,7 +88,7 @@ def kill(pid: int) -> None:
 
 
 def _serve(stage: str) -> None:
-    for module in ("lightning.pytorch", LATE[stage], f"{stage}.stage"):
+    for module in ("lightning.pytorch", *LATE[stage]):
         importlib.import_module(module)
     for line in sys.stdin:
         question = json.loads(line)
@@ -108,7 +115,8 @@ def _become(stage: str, arguments: Sequence[str], environment: Mapping[str, str]
     sys.argv = [stage, *arguments]
     code: Any = 0
     try:
-        run_program(importlib.import_module(f"{stage}.__main__").main)
+        program = importlib.import_module(stage)
+        run_program((program if hasattr(program, "main") else importlib.import_module(f"{stage}.__main__")).main)
     except SystemExit as ending:
         code = ending.code
     except BaseException:

@@ -1,22 +1,23 @@
 """Points of a fine-tuning at which influence can be asked: trained weights and Adam's moments, in safetensors.
 
 FOLDER/0/weights.safetensors     the trained parameters by name
-FOLDER/0/adam.safetensors        `first.NAME` and `second.NAME`: Adam's moments
-FOLDER/0/checkpoint.json         step; mean learning rate since the checkpoint before; written last
+FOLDER/0/adam.safetensors        `first.NAME` and `second.NAME`: Adam's moments; not there when another optimiser was used
+FOLDER/0/checkpoint.json         step; mean learning rate and rows a step since the checkpoint before; ids of the last batch
+
+`influcoder.callbacks` write them along a training. A point is made as `.0.writing` and renamed: it is whole or not there.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -35,6 +36,10 @@ class Checkpoint:
     """optimiser steps done"""
     learning_rate: float
     """mean over the steps since the checkpoint before"""
+    batch_size: float | None = None
+    """rows a step, mean over the same steps; None where it was not recorded"""
+    row_ids: tuple[str, ...] | None = None
+    """of the batch of that step; None where the batches do not say"""
 
     @torch.no_grad()
     def load_weights(self, model: nn.Module) -> None:
@@ -73,46 +78,39 @@ class Checkpoint:
         return Moments(**found)
 
 
-class SaveCheckpoints(Callback):
-    """Saves a point after each of `count` equal parts of the training."""
-
-    def __init__(self, folder: Path, count: int) -> None:
-        self.folder, self.count = folder, count
-        self.rates: list[float] = []
-        self.saved = 0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew: a killed training does."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.saved, self.rates = 0, []
-        self.steps = int(trainer.estimated_stepping_batches)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note the step's learning rate."""
-        self.rates.append(float(trainer.optimizers[0].param_groups[0]["lr"]))
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save when a part is done."""
-        if self.saved < self.count and trainer.global_step >= max(self.saved + 1, self.steps * (self.saved + 1) // self.count):
-            model = pl_module.model
-            assert isinstance(model, nn.Module)
-            save_checkpoint(
-                self.folder / str(self.saved), model, trainer.optimizers[0], trainer.global_step, sum(self.rates) / len(self.rates)
-            )
-            self.saved, self.rates = self.saved + 1, []
-
-
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, learning_rate: float) -> None:
-    """Write one point of an Adam or AdamW training."""
-    folder.mkdir(parents=True)
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    learning_rate: float,
+    batch_size: float | None = None,
+    row_ids: Sequence[str] | None = None,
+) -> None:
+    """Write one point of a training; Adam's and AdamW's moments too. Arguments are `Checkpoint`'s."""
+    writing = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    save_file({name: parameter.detach().contiguous() for name, parameter in trained.items()}, folder / "weights.safetensors")
-    state: dict[str, Tensor] = {}
+    save_file({name: parameter.detach().contiguous() for name, parameter in trained.items()}, writing / "weights.safetensors")
+    moments = _adam_moments(trained, optimizer)
+    if moments:
+        save_file(moments, writing / "adam.safetensors")
+    record = {"step": step, "learning_rate": learning_rate, "batch_size": batch_size, "row_ids": list(row_ids) if row_ids else None}
+    write_json_atomic(writing / "checkpoint.json", record)
+    os.replace(writing, folder)
+
+
+def _adam_moments(trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return `first.NAME` and `second.NAME`, 0 where a parameter was not stepped yet; nothing of an optimiser without them."""
+    states = {name: optimizer.state[parameter] for name, parameter in trained.items() if parameter in optimizer.state}
+    if not all({"exp_avg", "exp_avg_sq"} <= state.keys() for state in states.values() if state):
+        return {}
+    found: dict[str, Tensor] = {}
     for name, parameter in trained.items():
-        moments = optimizer.state[parameter] or {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-        state |= {f"first.{name}": moments["exp_avg"].contiguous(), f"second.{name}": moments["exp_avg_sq"].contiguous()}
-    save_file(state, folder / "adam.safetensors")
-    write_json_atomic(folder / "checkpoint.json", {"step": step, "learning_rate": learning_rate})
+        state = states.get(name) or {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        found |= {f"first.{name}": state["exp_avg"].contiguous(), f"second.{name}": state["exp_avg_sq"].contiguous()}
+    return found
 
 
 def load_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -122,16 +120,30 @@ def load_checkpoints(folder: Path) -> list[Checkpoint]:
         RunError: when there is none, or one is unfinished.
     """
     found = []
-    for place in folder.iterdir() if folder.is_dir() else ():
+    for place in point_folders(folder):
         path = place / "checkpoint.json"
         try:
             record = json.loads(path.read_text())
-            found.append(Checkpoint(place, int(record["step"]), float(record["learning_rate"])))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            size, ids = record.get("batch_size"), record.get("row_ids")
+            found.append(
+                Checkpoint(
+                    place,
+                    int(record["step"]),
+                    float(record["learning_rate"]),
+                    None if size is None else float(size),
+                    None if ids is None else tuple(ids),
+                )
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{path}: not the record of a checkpoint ({error}); remove {place} or fine-tune anew") from error
     if not found:
         raise RunError(f"{folder}: no checkpoints; expected what a fine-tuning saves; give a finetune block")
     return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+
+def point_folders(folder: Path) -> list[Path]:
+    """Return the folders of a recording's points, finished or not, those being written apart."""
+    return [place for place in folder.iterdir() if place.is_dir() and place.name.isdigit()] if folder.is_dir() else []
 
 
 def _read(path: Path) -> dict[str, Tensor]:

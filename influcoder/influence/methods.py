@@ -8,11 +8,13 @@
 | logra      | gradient                         | damped Fisher        | none            | the last                       |
 | trackstar  | gradient / sqrt(second moment)   | Fisher of both sides | unit            | the last                       |
 | ekfac      | (G + l)^(-1/2) gradient          |                      | none            | the last                       |
+| f_influence | gradient less the rows' mean     |                      | none            | all, by each query's noise     |
 
 influcoder: Kachler et al., arXiv 2606.13668, whose cosine is `normalise: unit`; each layer to unit length first is ours. tracin: Pruthi et al., arXiv 2002.08484 (TracInCP). less: Xia et al., arXiv 2402.04333.
 logra: Choe et al., arXiv 2405.13954; with `normalise: relatif`, RelatIF (Barshan et al., arXiv 2003.11630): divided by the root of
 the row's self-influence. trackstar: Chang et al., arXiv 2410.17413. ekfac: Grosse et al., arXiv 2308.03296, half of the inverse on
 each side, so that products are `g_q^T (G + l)^-1 g_d` with G the Gauss-Newton matrix (`ekfac.py`).
+f_influence: Panda et al., arXiv 2510.10510, by our estimator (`f_influence.py`).
 The score is an inner product of one vector a query and one a row, whatever the method: larger = the row helps the query more.
 
 Legend: B rows, D coordinates at one checkpoint, K checkpoints.
@@ -27,7 +29,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-MethodName = Literal["influcoder", "tracin", "less", "logra", "trackstar", "ekfac"]
+MethodName = Literal["influcoder", "tracin", "less", "logra", "trackstar", "ekfac", "f_influence"]
 Direction = Literal["gradient", "adam_step", "second_moment"]
 Normalise = Literal["layers", "unit", "none", "relatif"]
 """layers: each layer's part of a vector to length 1, then the whole, so that every layer's cosine counts alike; unit: the whole to
@@ -52,6 +54,8 @@ class Method:
     """all checkpoints of the fine-tuning, or the last alone"""
     unit_weights: bool = False
     """normalise each checkpoint's vectors, and weigh by share of the learning rates instead of by them"""
+    noise_scaled: bool = False
+    """centre each checkpoint's rows and divide its queries by the noise of their products, so that scores are f-influence's mu"""
 
     @property
     def asymmetric(self) -> bool:
@@ -71,6 +75,7 @@ METHODS: dict[MethodName, Method] = {
     "logra": Method(fisher="rows", normalise="none"),
     "trackstar": Method(direction="second_moment", query_direction="second_moment", fisher="both"),
     "ekfac": Method(ekfac=True, normalise="none"),
+    "f_influence": Method(normalise="none", every_checkpoint=True, noise_scaled=True),
 }
 
 

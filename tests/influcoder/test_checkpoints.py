@@ -11,9 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from influcoder.callbacks.lightning_recorder import LightningRecorder
 from influcoder.errors import RunError
 from influcoder.influence.capture import gradient_layers
-from influcoder.influence.checkpoints import Checkpoint, SaveCheckpoints, load_checkpoints, save_checkpoint
+from influcoder.influence.checkpoints import Checkpoint, load_checkpoints, save_checkpoint
 from influcoder.influence.decoder import Decoder
 from influcoder.influence.finetune import AdapterConfig, FinetuneConfig, add_adapter, finetune
 from influcoder.influence.tokens import token_batches, tokenize
@@ -46,7 +47,7 @@ def train(decoder: Decoder, folder: Path, count: int, epochs: int = 3, accumulat
     silence_hints()
     watch = Watch()
     config = FinetuneConfig(epochs=epochs, learning_rate=1e-2, warmup_share=0.25, max_batch_tokens=60, checkpoints=count)
-    callbacks = [SaveCheckpoints(folder / "checkpoints", config.checkpoints), watch]
+    callbacks = [LightningRecorder(folder / "checkpoints", count=config.checkpoints), watch]
     trainer = make_trainer(
         {"enable_progress_bar": False, "accelerator": "cpu", "accumulate_grad_batches": accumulate},
         folder,
@@ -127,12 +128,6 @@ def test_of_an_adapter_training_the_adapter_alone_is_kept(tmp_path: Path) -> Non
     for name in layers:
         first, second = watch.moments[f"{name}.weight"]
         assert torch.equal(moments.first[name], first) and torch.equal(moments.second[name], second)
-
-
-def test_a_training_begins_its_points_anew(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints" / "7").mkdir(parents=True)  # a killed training's, unfinished
-    train(fresh_decoder(), tmp_path, count=1, epochs=1)
-    assert [checkpoint.folder.name for checkpoint in load_checkpoints(tmp_path / "checkpoints")] == ["0"]
 
 
 def saved(folder: Path, decoder: Decoder, step: int = 1, rate: float = 0.5) -> Checkpoint:
@@ -217,9 +212,34 @@ def test_an_unreadable_file_is_refused_in_one_line(name: str, tmp_path: Path) ->
     assert "\n" not in str(caught.value)
 
 
-def test_the_record_says_step_and_learning_rate(tmp_path: Path) -> None:
+def test_the_record_says_what_is_known_of_the_step(tmp_path: Path) -> None:
     saved(tmp_path / "0", fresh_decoder(), step=12, rate=3e-4)
-    assert json.loads((tmp_path / "0" / "checkpoint.json").read_text()) == {"step": 12, "learning_rate": 3e-4}
+    expected = {"step": 12, "learning_rate": 3e-4, "batch_size": None, "row_ids": None}
+    assert json.loads((tmp_path / "0" / "checkpoint.json").read_text()) == expected
+    decoder = fresh_decoder()
+    save_checkpoint(tmp_path / "1", decoder.model, torch.optim.AdamW(decoder.model.parameters()), 13, 1e-4, 7.5, ["a", "b"])
+    assert load_checkpoints(tmp_path)[1] == Checkpoint(tmp_path / "1", 13, 1e-4, 7.5, ("a", "b"))
+    (tmp_path / "0" / "checkpoint.json").write_text('{"step": 12, "learning_rate": 0.5}')  # of an older version
+    assert load_checkpoints(tmp_path)[0] == Checkpoint(tmp_path / "0", 12, 0.5)
+
+
+def test_a_point_that_is_being_written_is_none_yet(tmp_path: Path) -> None:
+    saved(tmp_path / "0", fresh_decoder())
+    (tmp_path / ".1.writing").mkdir()
+    (tmp_path / "steps.csv").write_text("step\n")
+    assert [checkpoint.step for checkpoint in load_checkpoints(tmp_path)] == [1]
+
+
+def test_another_optimiser_leaves_no_moments(tmp_path: Path) -> None:
+    decoder = fresh_decoder()
+    optimizer = torch.optim.SGD(decoder.model.parameters(), lr=0.1, momentum=0.9)
+    for parameter in decoder.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    save_checkpoint(tmp_path / "0", decoder.model, optimizer, 1, 0.1)
+    assert sorted(path.name for path in (tmp_path / "0").iterdir()) == ["checkpoint.json", "weights.safetensors"]
+    with pytest.raises(RunError, match=r"adam\.safetensors: not readable"):
+        load_checkpoints(tmp_path)[0].moments(decoder.model, gradient_layers(decoder.model))
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class Point:
 
 def points(decoder: Decoder, run: Path) -> list[Path]:
     """Return the folders of a run's checkpoints, in order."""
-    return sorted((run / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    return sorted((path for path in (run / "checkpoints").iterdir() if path.is_dir()), key=lambda path: int(path.name))
 
 
 def joined(blocks: Blocks) -> Array:
@@ -121,7 +121,7 @@ def relatif(decoder: Decoder, run: Path, queries: Sequence[TokenizedRow], rows: 
 
 def ekfac(decoder: Decoder, run: Path, queries: Sequence[TokenizedRow], rows: Sequence[TokenizedRow]) -> Array:
     """Of the run's factors, since their labels are drawn; the curvature of every layer is one matrix, which is solved."""
-    factors = {}
+    factors: Blocks = {}
     for path in (run / "ekfac" / "seed-0").glob("*.safetensors"):
         factors |= {name: value.double().numpy() for name, value in load_file(path).items()}
     asking, asked = gradients(decoder, queries), gradients(decoder, rows)
@@ -156,3 +156,29 @@ def trackstar(decoder: Decoder, run: Path, queries: Sequence[TokenizedRow], rows
         asking[name], asked[name] = sides[0][name] @ root, sides[1][name] @ root
     cosines: Array = unit(joined(asking)) @ unit(joined(asked)).T
     return cosines
+
+
+def f_influence(decoder: Decoder, run: Path, queries: Sequence[TokenizedRow], rows: Sequence[TokenizedRow]) -> Array:
+    contributions: Array = f_influence_steps(decoder, run, queries, rows).sum(0)
+    return contributions
+
+
+def f_influence_steps(
+    decoder: Decoder, run: Path, queries: Sequence[TokenizedRow], rows: Sequence[TokenizedRow], weights: Array | None = None
+) -> Array:
+    """Return what each point adds to mu, (T, Q, N); with weights (Q,) the target is the weighted mean of the queries' gradients, (T, 1, N)."""
+    found, records = [], [json.loads((folder / "checkpoint.json").read_text()) for folder in points(decoder, run)]
+    last, before, batch_rows = records[-1]["step"], 0, 0.0
+    for record in records:
+        batch_rows += record["batch_size"] * (record["step"] - before)
+        before = record["step"]
+    for folder in points(decoder, run):
+        Point(decoder, folder)
+        asking, asked = joined(gradients(decoder, queries)), joined(gradients(decoder, rows))
+        if weights is not None:
+            asking = (weights[:, None] * asking).mean(0, keepdims=True)
+        products = asking @ asked.T
+        shift = (products - products.mean(1, keepdims=True)) / len(rows)
+        noise = products.std(1, keepdims=True) / np.sqrt(batch_rows / last)
+        found.append(np.sqrt(last / len(records)) * shift / noise / np.sqrt(len(records)))
+    return np.stack(found)

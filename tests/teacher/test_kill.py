@@ -17,8 +17,8 @@ from influcoder.runs import open_run, partial_folder
 from tests.fork_server import ForkServer, kill
 
 POINTS = int(os.environ.get("SOAK", "5"))
-METHODS = ("less", "influcoder", "ekfac", "trackstar")[: 3 if POINTS <= 5 else 4]
-"""combining checkpoints, finished at once, factors of its own, preconditioning"""
+METHODS = ("less", "influcoder", "ekfac", "trackstar", "f_influence")[: 3 if POINTS <= 5 else 5]
+"""combining checkpoints, finished at once, factors of its own, preconditioning, noise scales and tables"""
 pytestmark = pytest.mark.slow
 CONFIG = """
 output: {output}
