@@ -49,8 +49,12 @@ class LayerFactors:
 
     def solve(self, gradient: Tensor, damping: float = DAMPING) -> Tensor:
         """Return `(G + l)^-1 g` of each gradient, (B, O, I); damping in (0, inf), in mean eigenvalues."""
-        shrunk = self.rotate(gradient) / self.damped(damping).to(gradient.dtype)
-        return self.outputs.to(gradient.dtype) @ shrunk @ self.inputs.T.to(gradient.dtype)
+        return self.solve_rotated(self.rotate(gradient), damping)
+
+    def solve_rotated(self, rotated: Tensor, damping: float = DAMPING) -> Tensor:
+        """Return `(G + l)^-1 g`, (B, O, I), of gradients that are rotated already."""
+        shrunk = rotated / self.damped(damping).to(rotated.dtype)
+        return self.outputs.to(rotated.dtype) @ shrunk @ self.inputs.T.to(rotated.dtype)
 
     def half(self, gradient: Tensor, damping: float = DAMPING) -> Tensor:
         """Return `(Q_S^T g Q_A) / sqrt(Lambda + l)`, (B, O, I), whose inner products are `g^T (G + l)^-1 g'`."""

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from influcoder.errors import ConfigError
 from influcoder.influence.capture import Layer, outer_sum
 from influcoder.influence.decoder import Decoder
-from influcoder.influence.ekfac import DAMPING, LayerFactors, eigenvectors
-from influcoder.influence.exact import backward_rows, whole_gradients
+from influcoder.influence.ekfac import DAMPING, LayerFactors, eigenvectors, rotated_outer_sum
+from influcoder.influence.exact import backward_rows
 from influcoder.influence.tokens import TokenizedRow
 
 HELD_BYTES = 2 << 30
@@ -102,15 +102,15 @@ def precondition_queries(
             "ask fewer at a time, or with a rank"
         )
 
-    def hold(positions: list[int], name: str, gradient: Tensor) -> None:
-        block, layer = held[name], layers[name]
-        solved = factors[name].solve(gradient.view(-1, layer.out_features, layer.in_features), damping)
+    def hold(positions: list[int], name: str, x: Tensor, delta: Tensor) -> None:
+        block, layer = held[name], factors[name]
+        solved = layer.solve_rotated(rotated_outer_sum(x.float(), delta.float(), layer.inputs, layer.outputs), damping)
         if block.right is None:
             block.left[positions] = solved
         else:
             block.left[positions], block.right[positions] = compress(solved, block.left.shape[2])
 
-    for _ in whole_gradients(decoder, layers, queries, hold, max_batch_tokens=max_batch_tokens):
+    for _ in backward_rows(decoder, layers, queries, hold, max_batch_tokens):
         pass
     return held
 
