@@ -150,9 +150,8 @@ def run_name(name: str, seed: int) -> str:
 def judge(root: Path, bench: Bench, data: Path, students: Students) -> dict[str, dict[str, Any]]:
     """Return the figures of every method."""
     question = ask(root, data, exact=bench.exact)
-    decoder = data / "models" / "small-lm" if bench.exact else root / "teacher" / "decoder"
     known = [
-        *floors(question, root, decoder, minilm()),
+        *floors(question, root, data, minilm()),
         *teacher_kernels(question, root / "teacher", seeds=(0, 1) if bench.exact else (0,)),
     ]
     for name, (_, seeds, _) in students.items():

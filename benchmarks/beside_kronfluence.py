@@ -83,7 +83,7 @@ def _timed(contend: Contender, seed: int) -> tuple[float, float, Scores]:
 
 
 def compare(taken: dict[str, list[tuple[float, float, Scores]]]) -> dict[str, Any]:
-    """Return medians of seconds, and mean per-query Spearman between seeds of each and between the two."""
+    """Return medians of seconds and of their ratios turn by turn, and mean per-query Spearman between seeds of each and between the two."""
     found: dict[str, Any] = {}
     scores = {name: [run[2] for run in runs] for name, runs in taken.items()}
     for name, runs in taken.items():
@@ -92,6 +92,8 @@ def compare(taken: dict[str, list[tuple[float, float, Scores]]]) -> dict[str, An
             "scores_seconds": median(run[1] for run in runs),
             "seed_to_seed": _agreement(combinations(scores[name], 2)),
         }
+    for place, stage in enumerate(("factors", "scores")):
+        found[f"{stage}_ratio"] = median(their[place] / our[place] for our, their in zip(*taken.values(), strict=True))
     found["agreement"] = _agreement(product(*scores.values()))
     return found
 
