@@ -3,8 +3,8 @@
     python -m benchmarks.curvature [--output benchmarks/results/curvature.json]     2 to 3 minutes on one core, no data needed
 
 scikit-learn's digits, 1 000 rows of which 100 have a wrong label, a tanh network of 1 210 parameters, three seeds of it. A query's
-measurement is minus its margin; damping is .1 mean eigenvalues (of each layer with block, diagonal, EK-FAC). All methods answer the
-same 100 queries. Order of the rows asked about, masks and seeds of retraining are the same for every seed of the network.
+measurement is minus its margin. All methods answer the same 100 queries; the rows asked about, the masks and the seeds of retraining
+are the same for every seed of the network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,13 +39,7 @@ from influcoder.runs import git_commit, write_json_atomic
 
 Array = NDArray[np.float64]
 RESULT = Path("benchmarks/results/curvature.json")
-DAMPING, DRAWS = 0.1, 2000
-EXACT = {
-    "identity": CurvatureConfig(matrix="identity"),
-    "diagonal": CurvatureConfig(structure="diagonal", damping=DAMPING),
-    "block": CurvatureConfig(structure="block", damping=DAMPING),
-    "full": CurvatureConfig(structure="full", damping=DAMPING),
-}
+DRAWS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +59,8 @@ class Plan:
     random: int = 8
     """rows asked about from the others"""
     loo_seeds: int = 4
+    damping: float = 0.1
+    """in mean eigenvalues: of each layer with block, diagonal, EK-FAC"""
     training: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -84,7 +80,7 @@ def run(plan: Plan) -> dict[str, Any]:
     starts = torch.stack([fresh(seed).theta for seed in range(max(plan.models, plan.subset_seeds, plan.loo_seeds))])
     everything, ask = np.ones((1, len(rows)), dtype=bool), partial(measure, fresh(0), queries=queries, measurement=negative_margin)
     models = [fresh(0).at(train(fresh(0), starts[seed], rows, everything, plan.training, seed)[0]) for seed in range(plan.models)]
-    functions = [influence_functions(model, rows) for model in models]
+    functions = [influence_functions(model, rows, plan.damping) for model in models]
     scores = [{name: one.scores(queries, rows, negative_margin) for name, one in by_name.items()} for by_name in functions]
     self_influence = [{name: one.self_influence(rows) for name, one in by_name.items()} for by_name in functions]
     judgements = judge_all(plan, rows, models, scores, choose_rows(plan, self_influence[0]["full"]), starts, ask)
@@ -131,10 +127,14 @@ def negative_margin(outputs: Tensor, target: Tensor) -> Tensor:
     return outputs.masked_fill(wanted, -torch.inf).logsumexp(0) - outputs.masked_fill(~wanted, 0).sum()
 
 
-def influence_functions(model: RowModel, rows: Rows) -> dict[str, InfluenceFunction]:
+def influence_functions(model: RowModel, rows: Rows, damping: float) -> dict[str, InfluenceFunction]:
     """Return every method."""
-    exact = {name: influence_function(model, rows, config) for name, config in EXACT.items()}
-    return {**exact, "ekfac": InfluenceFunction(model, ekfac_solve(model, fit_small_ekfac(model, rows), DAMPING))}
+    structures: tuple[Literal["diagonal", "block", "full"], ...] = ("diagonal", "block", "full")
+    return {
+        "identity": influence_function(model, rows, CurvatureConfig(matrix="identity")),
+        **{name: influence_function(model, rows, CurvatureConfig(structure=name, damping=damping)) for name in structures},
+        "ekfac": InfluenceFunction(model, ekfac_solve(model, fit_small_ekfac(model, rows), damping)),
+    }
 
 
 def choose_rows(plan: Plan, self_influence: Array) -> NDArray[np.int64]:
@@ -152,7 +152,7 @@ def judge_all(
     judgements = []
     for model, found in zip(models, scores, strict=True):
         matrix = gauss_newton(model, rows)
-        damping = DAMPING * float(matrix.dense().trace()) / matrix.size
+        damping = plan.damping * float(matrix.dense().trace()) / matrix.size
         given_up, doubled = (responses(model, rows, asked, damping, ask, sign=sign) for sign in (1, -1))
         judgements.append(judge({name: one[:, asked] for name, one in found.items()}, given_up, doubled, left_out))
     return judgements

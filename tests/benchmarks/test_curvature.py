@@ -24,6 +24,7 @@ TINY = Plan(
     suspicious=2,
     random=1,
     loo_seeds=2,
+    damping=20.0,
     training=TrainConfig(epochs=3, batch_size=20),
 )
 
