@@ -51,17 +51,18 @@ def test_as_many_rates_as_checkpoints_are_asked_for() -> None:
 
 
 def test_methods_are_those_of_the_table() -> None:
-    """One row a method: directions of rows and of queries, EK-FAC, Fisher, normalisation, all checkpoints, unit weights."""
+    """One row a method: directions of rows and of queries, EK-FAC, Fisher, normalisation, all checkpoints, unit weights, noise scales."""
     table = {
-        "influcoder": ("gradient", "gradient", False, None, "layers", False, False),
-        "tracin": ("gradient", "gradient", False, None, "none", True, False),
-        "less": ("adam_step", "gradient", False, None, "unit", True, True),
-        "logra": ("gradient", "gradient", False, "rows", "none", False, False),
-        "trackstar": ("second_moment", "second_moment", False, "both", "unit", False, False),
-        "ekfac": ("gradient", "gradient", True, None, "none", False, False),
+        "influcoder": ("gradient", "gradient", False, None, "layers", False, False, False),
+        "tracin": ("gradient", "gradient", False, None, "none", True, False, False),
+        "less": ("adam_step", "gradient", False, None, "unit", True, True, False),
+        "logra": ("gradient", "gradient", False, "rows", "none", False, False, False),
+        "trackstar": ("second_moment", "second_moment", False, "both", "unit", False, False, False),
+        "ekfac": ("gradient", "gradient", True, None, "none", False, False, False),
+        "f_influence": ("gradient", "gradient", False, None, "none", True, False, True),
     }
     found = {
-        name: (m.direction, m.query_direction, m.ekfac, m.fisher, m.normalise, m.every_checkpoint, m.unit_weights)
+        name: (m.direction, m.query_direction, m.ekfac, m.fisher, m.normalise, m.every_checkpoint, m.unit_weights, m.noise_scaled)
         for name, m in METHODS.items()
     }
     assert found == table
