@@ -1,6 +1,6 @@
 """Influence functions of a small network against what they claim to say: proximal responses, leaving rows out, training on halves.
 
-    python -m benchmarks.curvature [--output benchmarks/results/curvature.json]     2 to 3 minutes on one core, no data needed
+    python -m benchmarks.curvature [--output benchmarks/results/curvature.json]     a minute and a half on one core, no data needed
 
 scikit-learn's digits, 1 000 rows of which 100 have a wrong label, a tanh network of 1 210 parameters, three seeds of it. A query's
 measurement is minus its margin. All methods answer the same 100 queries; the rows asked about, the masks and the seeds of retraining

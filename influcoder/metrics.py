@@ -50,7 +50,7 @@ def per_query_pearson(predicted: Array, target: Array) -> NDArray[np.float64]:
     """Return Pearson's r of each query over its rows, `(Q,)`; 0 when either is constant."""
     correlations = np.zeros(len(target))
     for query, (mine, theirs) in enumerate(zip(predicted.astype(np.float64), target.astype(np.float64), strict=True)):
-        if np.ptp(mine) > 0 and np.ptp(theirs) > 0:  # the mean of a constant is off by rounding, which would be a ranking
+        if np.ptp(mine) > 0 and np.ptp(theirs) > 0:  # what rounding leaves of two constants would agree perfectly
             correlations[query] = _pearson(mine, theirs)
     return correlations
 

@@ -17,7 +17,7 @@ class MnistConfig:
     """folder of the four idx files; null: $INFLUCODER_DATA/mnist, else ../shared/data/mnist, else scikit-learn's digits"""
     output: str = "runs/mnist"
     method: Literal["ekfac", "exact"] = "ekfac"
-    """of scores between digits; exact: conjugate gradients on the whole Gauss-Newton matrix, about 10 s a query and 1 000 curvature rows.
+    """of scores between digits; exact: conjugate gradients on the whole Gauss-Newton matrix, about 5 s a query and 1 000 curvature rows.
     Self-influence is EK-FAC's in both: it would take a solve a row"""
     rows: int = 20000
     """training digits, drawn by the seed; fewer where there are not as many"""

@@ -71,7 +71,7 @@ def _tiles(figures: dict[str, Any]) -> Iterable[str]:
     )
     yield _tile(
         _signed(edge["difference"]["mean"]),
-        "log-odds between the rightly labelled digits of the highest self-influence and all others: edge cases",
+        "margin (log-odds) of the rightly labelled digits of the highest self-influence against the average: edge cases",
     )
 
 
@@ -132,7 +132,7 @@ def _edge_text(edge: dict[str, Any]) -> str:
 
 def _chart(study: Study) -> str:
     """Return the share of wrong labels found by the share looked at, as SVG."""
-    left, right, upper, lower = 40, 470, 12, 260
+    left, right, upper, lower = 44, 390, 12, 250
 
     def point(looked: float, found: float) -> str:
         return f"{left + (right - left) * looked / LOOKED_AT:.1f},{lower - (lower - upper) * found:.1f}"
@@ -141,10 +141,10 @@ def _chart(study: Study) -> str:
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = point(0, share).split(",")[1]
         parts.append(
-            f'<line class="axis" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/><text x="{left - 8}" y="{y}" dy="4" text-anchor="end">{share:.0%}</text>'
+            f'<line class="axis" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/><text x="{left - 8}" y="{y}" dy="4" text-anchor="end">{_percent(share)}</text>'
         )
     for share in (0, 0.1, 0.2, 0.3):
-        parts.append(f'<text x="{point(share, 0).split(",")[0]}" y="{lower + 20}" text-anchor="middle">{share:.0%}</text>')
+        parts.append(f'<text x="{point(share, 0).split(",")[0]}" y="{lower + 20}" text-anchor="middle">{_percent(share)}</text>')
     tenth = point(0.1, 0).split(",")[0]
     parts.append(f'<line class="mark" x1="{tenth}" x2="{tenth}" y1="{upper}" y2="{lower}"/>')
     parts.append(f'<polyline class="chance" points="{point(0, 0)} {point(LOOKED_AT, LOOKED_AT)}"/>')
@@ -158,7 +158,7 @@ def _chart(study: Study) -> str:
         for name, words in {**SUSPICIONS, "chance": "chance"}.items()
     )
     label = "Share of the wrong labels found against the share of digits looked at, by self-influence, length of the gradient, and loss"
-    return f'<svg class="chart" viewBox="0 0 490 290" role="img" aria-label="{label}">{"".join(parts)}</svg><ul class="key">{key}</ul>'
+    return f'<svg class="chart" viewBox="0 0 400 280" role="img" aria-label="{label}">{"".join(parts)}</svg><ul class="key">{key}</ul>'
 
 
 def _settings(config: MnistConfig, figures: dict[str, Any]) -> str:

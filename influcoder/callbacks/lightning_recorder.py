@@ -55,7 +55,14 @@ class LightningRecorder(Callback):
                 f"recorder: {type(pl_module).__name__} has no module {self.name!r}; expected the decoder there; name its attribute in `model`"
             )
         total = float(trainer.estimated_stepping_batches)
-        self.recorder.begin(decoder, trainer.optimizers[0], done=trainer.global_step, total=total, writes=trainer.is_global_zero)
+        self.recorder.begin(
+            decoder,
+            trainer.optimizers[0],
+            done=trainer.global_step,
+            total=total,
+            writes=trainer.is_global_zero,
+            processes=trainer.world_size,
+        )
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Note the learning rate, measure the agreement."""

@@ -66,7 +66,9 @@ class Recorder:
         self.done = 0
         self.seconds = 0.0
 
-    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, done: int, total: float, writes: bool = True) -> None:
+    def begin(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, done: int, total: float, writes: bool = True, processes: int = 1
+    ) -> None:
         """Begin, or go on where a resumed training does.
 
         Args:
@@ -75,6 +77,7 @@ class Recorder:
             done: optimiser steps before this moment, above 0 when a training is resumed.
             total: optimiser steps when it will have ended.
             writes: whether this process is the one that writes.
+            processes: that train together; there may be others, which do not.
 
         Raises:
             ConfigError: when the folder holds something else or a finished recording, the parameters are sharded, no end of the training is
@@ -82,7 +85,7 @@ class Recorder:
         """
         self.started = time.perf_counter()
         with self._clock():
-            self.model, self.optimizer, self.writes, self.done = model, optimizer, writes, done
+            self.model, self.optimizer, self.writes, self.done, self.processes = model, optimizer, writes, done, processes
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             if any(isinstance(parameter, DTensor) or parameter.numel() == 0 for parameter in trained):
                 raise ConfigError(
@@ -92,7 +95,7 @@ class Recorder:
                 raise ConfigError(
                     f"recorder: the training is to take {total} steps; expected a number that is known; give the Trainer max_steps"
                 )
-            saved = _from_first(self._take_up(done) if writes else 0)
+            saved = self._from_first(self._take_up(done) if writes else 0)
             self.steps = remaining_steps(int(total), self._affordable(trained), done, saved)
             self.saved, self.rows = saved, 0
             self.ids: list[str | None] = []
@@ -119,9 +122,9 @@ class Recorder:
             ids, rows = self.ids, self.rows
             self.rows, self.ids = 0, []
             chosen = bool(self.steps) and self.done == self.steps[0]
-            if _processes() > 1:  # each has its own part of the batch
-                rows *= _processes()
-                ids = _gathered(ids) if chosen else ids
+            if self.processes > 1:  # each has its own part of the batch
+                rows *= self.processes
+                ids = self._gathered(ids) if chosen else ids
             if self.writes:
                 measured = "" if math.isnan(self.agreement) else repr(self.agreement)
                 with (self.folder / "steps.csv").open("a", encoding="utf-8") as log:
@@ -191,6 +194,18 @@ class Recorder:
         write_text_atomic(self.folder / "steps.csv", text)
         return len(kept)
 
+    def _from_first(self, number: int) -> int:
+        """Return the first process's number in every process."""
+        told = [number]
+        if self.processes > 1:
+            dist.broadcast_object_list(told)
+        return told[0]
+
+    def _gathered(self, ids: Sequence[str | None]) -> list[str | None]:
+        parts: list[list[str | None]] = [[] for _ in range(self.processes)]
+        dist.all_gather_object(parts, list(ids))
+        return [row_id for part in parts for row_id in part]
+
     @contextmanager
     def _clock(self) -> Iterator[None]:
         """Count the time of the block as the recording's."""
@@ -241,24 +256,6 @@ def count_rows(batch: Any) -> int:
         return len(batch) if batch.ndim else 1
     parts = batch.values() if hasattr(batch, "values") else batch if isinstance(batch, (list, tuple)) else ()
     return next((found for part in parts if (found := count_rows(part))), 0)
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _from_first(number: int) -> int:
-    """Return the first process's number in every process."""
-    told = [number]
-    if _processes() > 1:
-        dist.broadcast_object_list(told)
-    return told[0]
-
-
-def _gathered(ids: Sequence[str | None]) -> list[str | None]:
-    parts: list[list[str | None]] = [[] for _ in range(_processes())]
-    dist.all_gather_object(parts, list(ids))
-    return [row_id for part in parts for row_id in part]
 
 
 def _read_lines(path: Path) -> list[dict[str, str]]:

@@ -56,7 +56,10 @@ class TransformersRecorder(TrainerCallback):
         """
         model: nn.Module = kwargs["model"]
         self.handle = model.register_forward_pre_hook(self._look, with_kwargs=True)
-        self.recorder.begin(model, kwargs["optimizer"], done=state.global_step, total=state.max_steps, writes=state.is_world_process_zero)
+        self.recorder.begin(
+            model, kwargs["optimizer"], done=state.global_step, total=state.max_steps, writes=state.is_world_process_zero,
+            processes=args.world_size,
+        )  # fmt: skip
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Note the learning rate, measure the agreement."""

@@ -33,7 +33,7 @@ from influcoder.influence.tokens import Predictions, TokenizedRow, pad, pad_toke
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """Labels drawn from the model; a row's depend on the seed and its place alone."""
+    """Labels drawn from the model; a row's depend on the seed, its place and the pass alone."""
 
     count: int = 2
     """of each row's labels"""

@@ -186,6 +186,21 @@ def test_the_page_needs_nothing_else_and_names_every_image(page: Path, study: St
     assert "some &lt;digits&gt;" in text
 
 
+def test_the_curves_are_those_of_the_figures(page: Path, study: Study) -> None:
+    text = page.read_text(encoding="utf-8")
+    marks = {
+        name: [tuple(map(float, point.split(","))) for point in found.split()]
+        for name, found in re.findall(r'class="(\w+)" points="([^"]+)"', text)
+    }
+    assert set(marks) == {*study.suspicion, "chance"}
+    (left, lower), (right, upper) = marks["chance"][0], (390.0, 12.0)
+    for name in study.suspicion:
+        for x, y in marks[name][1:]:
+            share = 0.3 * (x - left) / (right - left)
+            assert (lower - y) / (lower - upper) == pytest.approx(found_at(study, name, share), abs=0.03)
+    assert marks["chance"][1] == pytest.approx((right, lower - 0.3 * (lower - upper)), abs=0.1)
+
+
 def test_flipped_digits_are_framed_and_said(page: Path, study: Study) -> None:
     text = page.read_text(encoding="utf-8")
     shown = np.argsort(-study.suspicion["self_influence"], kind="stable")[:40]

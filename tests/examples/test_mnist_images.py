@@ -54,7 +54,7 @@ GOOD = idx(IMAGES)
         (GOOD[:-1], r"23 bytes of data; expected 24 of \(2, 3, 4\)"),
         (GOOD + b"\0", r"25 bytes of data; expected 24 of \(2, 3, 4\)"),
         (gzip.compress(GOOD)[:-9], r"not readable \(.*\); expected an idx file, gzipped or not"),
-        (gzip.compress(GOOD)[:12] + b"\xff" * 20, r"not readable \(.*\); expected an idx file"),
+        (gzip.compress(GOOD)[:10] + b"\xff" * 20, r"not readable \(.*\); expected an idx file"),
     ],
 )
 def test_files_of_another_kind_or_length_are_refused(content: bytes, message: str, tmp_path: Path) -> None:

@@ -37,9 +37,12 @@ def test_an_additive_world_is_predicted_and_its_negative_is_not() -> None:
 
 
 def test_what_is_constant_over_subsets_scores_zero() -> None:
-    masks = half_masks(12, 10, 0)
-    scores = np.stack([np.full(10, 0.1), np.arange(10.0), np.zeros(10)])  # halves of equal rows sum alike, up to rounding
+    masks = half_masks(12, 200, 0)
+    scores = np.stack([np.full(200, 0.1), np.arange(200.0), np.zeros(200)])
+    rounding = (scores @ masks.T)[0] - 10  # halves of equal rows sum alike, up to this
     outputs = np.random.default_rng(0).normal(size=(12, 3))
+    outputs[:, 0] = rounding * 1e12
+    assert np.ptp(outputs[:, 0]) > 0
     outputs[:, 1] = 0.7
     assert lds(scores, masks, outputs).tolist() == [0, 0, 0]
 

@@ -69,6 +69,18 @@ def test_small_responses_are_what_scores_say_in_size_and_sign(monkeypatch: pytes
         np.testing.assert_allclose(found, scores, rtol=0.02, atol=0.005 * np.abs(scores).max())
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_responses_are_changes_over_epsilon_of_the_row_given_up_or_doubled(sign: int) -> None:
+    model, rows, queries = classifier(), class_rows(12), class_rows(5, seed=3)
+    ask = partial(measure, model, queries=queries)
+    found = responses(model, rows, np.array([4, 1]), DAMPING, ask, sign=sign)
+    for column, place in enumerate((4, 1)):
+        after = slow_losses(model, proximal_response(model, rows, place, DAMPING, sign / 12), queries)
+        expected = (after - slow_losses(model, model.theta, queries)) * 12 * sign
+        np.testing.assert_allclose(found[:, column], expected, rtol=1e-9, atol=1e-12)
+    assert not np.allclose(found, responses(model, rows, np.array([4, 1]), DAMPING, ask, sign=-sign), rtol=0.01)
+
+
 def test_a_minimiser_that_is_not_found_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pbrf, "MAX_ITERATIONS", 2)
     with pytest.raises(RunError, match=r"response of row 3: gradient \d.* after at most 2 iterations; expected 1e-07; take float64"):

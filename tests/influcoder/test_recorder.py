@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-import influcoder.callbacks.recorder as recorder_module
 from influcoder.callbacks.lightning_recorder import LightningRecorder
 from influcoder.callbacks.recorder import Recorder, count_rows, gradient_agreement, remaining_steps
 from influcoder.errors import ConfigError
@@ -207,19 +206,18 @@ def test_ids_may_come_from_a_function_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_several_processes_make_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "_processes", lambda: 2)
-    monkeypatch.setattr(recorder_module, "_from_first", lambda number: number)
-    monkeypatch.setattr(recorder_module, "_gathered", lambda ids: [*ids, "theirs"])
+    monkeypatch.setattr(Recorder, "_from_first", lambda self, number: number)
+    monkeypatch.setattr(Recorder, "_gathered", lambda self, ids: [*ids, "theirs"])
     decoder, recorder = fresh_decoder(), Recorder(tmp_path / "record", count=1)
     optimizer = torch.optim.AdamW(decoder.model.parameters())
-    recorder.begin(decoder.model, optimizer, done=0, total=1)
+    recorder.begin(decoder.model, optimizer, done=0, total=1, processes=2)
     recorder.batch(1, ["mine"])
     recorder.before_step(0.5)
     recorder.step()
     (point,) = load_checkpoints(tmp_path / "record")
     assert point.batch_size == 2 and point.row_ids == ("mine", "theirs")
     silent = Recorder(tmp_path / "other")
-    silent.begin(decoder.model, optimizer, done=0, total=1, writes=False)
+    silent.begin(decoder.model, optimizer, done=0, total=1, writes=False, processes=2)
     silent.batch(1, None)
     silent.before_step(0.5)
     silent.step()

@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 from collections import namedtuple
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +130,10 @@ def interrupt(*given: Any) -> None:
 def test_memory_that_runs_out_halves_the_batches(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backward = ekfac_decoder._backward
 
-    def limited(decoder: Decoder, batch: tuple[Tensor, Tensor, Tensor], places: Sequence[int], draws: Draws, drawn: range) -> None:
+    def limited(decoder: Decoder, batch: tuple[Tensor, Tensor, Tensor], *others: Any) -> None:
         if batch[0].numel() > 150:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        backward(decoder, batch, places, draws, drawn)
+        backward(decoder, batch, *others)
 
     monkeypatch.setattr(ekfac_decoder, "_backward", limited)
     made = run_stage(ekfac_config(tmp_path))
