@@ -88,4 +88,4 @@ def test_its_ranking_is_that_of_the_library(script: Path, exported_folder: Path,
         # the same order, rows that differ by rounding alone apart
         np.testing.assert_allclose(expected[places], -np.sort(-expected), atol=1e-5)
         np.testing.assert_allclose([row["score"] for row in line["rows"]], expected[places], atol=1e-5)
-        assert expected.std() > 1e-2
+        assert expected.std() > 1e-3  # far above rounding: there is an order to find
