@@ -9,9 +9,7 @@ Writes benchmarks/results/bench_planted.json and .md.
 
 from __future__ import annotations
 
-from benchmarks.bench_eval import find_data, run_steps
-from benchmarks.bench_pool import write_pool
-from benchmarks.bench_teachers import BENIGN, FOLDS, ROOT, publish
+from benchmarks.bench_teachers import FOLDS, ROOT, run
 
 TEACHERS = {"teacher": "teacher", "teacher-logra": "teacher_logra"}
 """config by folder; the first trains the decoder of the others"""
@@ -19,15 +17,7 @@ TEACHERS = {"teacher": "teacher", "teacher-logra": "teacher_logra"}
 
 def main() -> int:
     """Run the stages that are missing, then copy the figures."""
-    data = find_data()
-    if data is None:
-        return 2
-    if not (ROOT / "data" / "rows.jsonl").exists():
-        write_pool(data, ROOT / "data", benign=BENIGN, passages=0)
-    if code := run_steps(ROOT, plan(), data):
-        return code
-    publish("bench_planted", [name for name, _ in plan()])
-    return 0
+    return run("bench_planted", plan())
 
 
 def plan() -> list[tuple[str, list[str]]]:

@@ -24,14 +24,19 @@ FOLDS = (0, 1)
 
 def main() -> int:
     """Run the stages that are missing, then copy the figures."""
+    return run("bench_teachers", plan())
+
+
+def run(result: str, steps: list[tuple[str, list[str]]]) -> int:
+    """Make the pool and the stages that are missing, then copy the figures."""
     data = find_data()
     if data is None:
         return 2
     if not (ROOT / "data" / "rows.jsonl").exists():
         write_pool(data, ROOT / "data", benign=BENIGN, passages=0)
-    if code := run_steps(ROOT, plan(), data):
+    if code := run_steps(ROOT, steps, data):
         return code
-    publish("bench_teachers", [name for name, _ in plan()])
+    publish(result, [name for name, _ in steps])
     return 0
 
 
