@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from benchmarks.bench_teachers import FOLDS, ROOT, run
 
-TEACHERS = {"teacher": "teacher", "teacher-logra": "teacher_logra"}
+TEACHERS = {"teacher": "teacher", "teacher-logra": "teacher_logra", "teacher-ekfac": "teacher_ekfac"}
 """config by folder; the first trains the decoder of the others"""
 
 

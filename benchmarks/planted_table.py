@@ -16,6 +16,7 @@ METHODS = {
     "teacher": "LoGra, each layer's cosine (teacher)",
     "student": "**its student**",
     "influcoder": "influcoder (another teacher)",
+    "ekfac": "EK-FAC, each layer's cosine (another teacher)",
     "bm25": "BM25",
     "bm25_response": "BM25 of responses alone",
     "rep_sim_mean": "hidden states, mean (RepSim)",
