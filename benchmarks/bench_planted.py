@@ -11,8 +11,14 @@ from __future__ import annotations
 
 from benchmarks.bench_teachers import FOLDS, ROOT, run
 
-TEACHERS = {"teacher": "teacher", "teacher-logra": "teacher_logra", "teacher-ekfac": "teacher_ekfac"}
-"""config by folder; the first trains the decoder of the others"""
+TEACHERS = {
+    "teacher": "teacher",
+    "teacher-logra": "teacher_logra",
+    "teacher-ekfac": "teacher_ekfac",
+    "teacher-f-influence": "teacher_f_influence",
+    "teacher-f-influence-layers": "teacher_f_influence_layers",
+}
+"""config by folder; the first trains the decoder of the others, but the recorded training of f-INE is its own"""
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.bench_eval import find_data, run_steps, shortened
 from benchmarks.bench_pool import write_pool
+from benchmarks.bench_questions import write_questions
 from influcoder.runs import git_commit
 
 ROOT = Path("runs/bench_teachers")
@@ -34,6 +35,8 @@ def run(result: str, steps: list[tuple[str, list[str]]]) -> int:
         return 2
     if not (ROOT / "data" / "rows.jsonl").exists():
         write_pool(data, ROOT / "data", benign=BENIGN, passages=0)
+    if not (ROOT / "data" / "benign.jsonl").exists():  # written last
+        write_questions(data, ROOT / "data")
     if code := run_steps(ROOT, steps, data):
         return code
     publish(result, [name for name, _ in steps])

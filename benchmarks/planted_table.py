@@ -17,6 +17,8 @@ METHODS = {
     "student": "**its student**",
     "influcoder": "influcoder (another teacher)",
     "ekfac": "EK-FAC, each layer's cosine (another teacher)",
+    "f_influence": "f-influence (another teacher)",
+    "f_influence_layers": "f-influence, each layer at length 1 (another teacher)",
     "bm25": "BM25",
     "bm25_response": "BM25 of responses alone",
     "rep_sim_mean": "hidden states, mean (RepSim)",

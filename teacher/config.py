@@ -114,8 +114,10 @@ class TeacherConfig:
             raise ConfigError(
                 f"finetune: null with method {self.method}, which asks the checkpoints of a fine-tuning; give a finetune block, or checkpoints"
             )
-        if method.noise_scaled and self.normalise not in (None, "none"):
-            raise ConfigError(f"normalise: {self.normalise} with method {self.method}, whose products are mu; expected none, or nothing")
+        if method.noise_scaled and self.normalise not in (None, "none", "layers"):
+            raise ConfigError(
+                f"normalise: {self.normalise} with method {self.method}, whose products are mu; expected none, or layers, or nothing"
+            )
         if method.fisher and self.gradients.sketch != "none":
             raise ConfigError(
                 f"gradients.sketch: {self.gradients.sketch} with method {self.method}, whose preconditioner is one block a layer; "

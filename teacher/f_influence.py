@@ -12,6 +12,7 @@ With g_t of a row, v_t of a query and sd_t the deviation of <g_t, v_t> over rows
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,8 +57,8 @@ def write_features(job: Job, seed: int, dim: int) -> None:
     ]
     for target, side in {"rows": "rows", **askers}.items():
         place = job.folder / "features" / f"seed-{seed}" / target
-        create_store(place, replace(job.manifest(job.sides[side], dim * len(points)), seed=seed))
-        streams = [stream(job.store(number, seed, side)) for number in range(len(points))]
+        create_store(place, replace(job.manifest(job.sides[side], dim * len(points)), seed=seed, normalise="none"))
+        streams = [_gradients(job, number, seed, side) for number in range(len(points))]
         first = 0
         for shards in zip(*streams, strict=True):
             taken = slice(first, first + len(shards[0][1]))
@@ -111,14 +112,14 @@ def _prepare(job: Job, number: int, seed: int, askers: dict[str, str], scale: fl
     chosen = np.zeros(count, bool)
     chosen[np.random.default_rng(0).permutation(count)[:NOISE_ROWS]] = True
     mean, sample = np.zeros(1), []
-    for _, part in stream(job.store(number, seed, "rows")):
+    for _, part in _gradients(job, number, seed, "rows"):
         mean = mean + part.sum(axis=0, dtype=np.float64) / count
         sample.append(part[chosen[first : first + len(part)]])
         first += len(part)
     others = np.concatenate(sample) - mean.astype(np.float32)
     weights = {}
     for target, side in askers.items():
-        noise = [np.sqrt(np.mean((part @ others.T) ** 2, axis=1)) for _, part in stream(job.store(number, seed, side))]
+        noise = [np.sqrt(np.mean((part @ others.T) ** 2, axis=1)) for _, part in _gradients(job, number, seed, side)]
         weights[target] = _factor(np.concatenate(noise), scale)
     return Point(mean, weights)
 
@@ -128,12 +129,18 @@ def _query_set(job: Job, seed: int) -> NDArray[np.float64]:
     found = []
     weights = np.array([example.weight for example in job.sides["queries"].examples])
     for number in range(len(job.points)):
-        queries = np.concatenate([part for _, part in stream(job.store(number, seed, "queries"))])
+        queries = np.concatenate([part for _, part in _gradients(job, number, seed, "queries")])
         target = weights @ queries / len(weights)
-        products = np.concatenate([part @ target for _, part in stream(job.store(number, seed, "rows"))])
+        products = np.concatenate([part @ target for _, part in _gradients(job, number, seed, "rows")])
         centred = products - products.mean()
         found.append(centred * _factor(np.sqrt(np.mean(centred**2, keepdims=True)), mu_scale(job)))
     return np.stack(found)
+
+
+def _gradients(job: Job, number: int, seed: int, side: str) -> Iterator[tuple[int, Matrix]]:
+    """Yield a point's shards: gradients at their lengths, or at length 1 where each layer's has it."""
+    for shard, part in stream(job.store(number, seed, side)):
+        yield shard, part / np.linalg.norm(part, axis=1, keepdims=True) if job.normalise == "layers" else part
 
 
 def _factor(noise: NDArray[np.floating], scale: float) -> NDArray[np.float64]:

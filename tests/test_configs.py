@@ -17,6 +17,7 @@ CLASSES = {
     "student": "student.config:StudentConfig",
     "eval": "eval.config:EvalConfig",
     "attribution": "influcoder.attribution:AttributionConfig",
+    "truth": "eval.truth.config:TruthConfig",
 }
 """which config a file holds, by the word its name begins with"""
 

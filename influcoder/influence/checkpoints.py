@@ -77,6 +77,18 @@ class Checkpoint:
                 moments[name] = layer.oriented(state[key])
         return Moments(**found)
 
+    def second_moments(self) -> dict[str, Tensor]:
+        """Return Adam's second moment of every trained parameter, by name.
+
+        Raises:
+            RunError: when the file is unreadable, or another optimiser was used.
+        """
+        path = self.folder / "adam.safetensors"
+        found = {name.removeprefix("second."): moment for name, moment in _read(path).items() if name.startswith("second.")}
+        if not found:
+            raise RunError(f"{path}: no second moments; expected those of Adam or AdamW; fine-tune with one of them")
+        return found
+
 
 def save_checkpoint(
     folder: Path,

@@ -8,13 +8,14 @@
 | logra      | gradient                         | damped Fisher        | none            | the last                       |
 | trackstar  | gradient / sqrt(second moment)   | Fisher of both sides | unit            | the last                       |
 | ekfac      | (G + l)^(-1/2) gradient          |                      | none            | the last                       |
-| f_influence | gradient less the rows' mean     |                      | none            | all, by each query's noise     |
+| f_influence | gradient less the rows' mean     |                      | none, layers    | all, by each query's noise     |
 
 influcoder: Kachler et al., arXiv 2606.13668, whose cosine is `normalise: unit`; each layer to unit length first is ours. tracin: Pruthi et al., arXiv 2002.08484 (TracInCP). less: Xia et al., arXiv 2402.04333.
 logra: Choe et al., arXiv 2405.13954; with `normalise: relatif`, RelatIF (Barshan et al., arXiv 2003.11630): divided by the root of
 the row's self-influence. trackstar: Chang et al., arXiv 2410.17413. ekfac: Grosse et al., arXiv 2308.03296, half of the inverse on
 each side, so that products are `g_q^T (G + l)^-1 g_d` with G the Gauss-Newton matrix (`ekfac.py`).
-f_influence: Panda et al., arXiv 2510.10510, by our estimator (`f_influence.py`).
+f_influence: Panda et al., arXiv 2510.10510, by our estimator (`f_influence.py`). With `normalise: layers` each layer's gradient of a row has
+length 1 before all else: mu of a training that clips rows so, as DP-SGD does, in which a row's length buys no influence.
 The score is an inner product of one vector a query and one a row, whatever the method: larger = the row helps the query more.
 
 Legend: B rows, D coordinates at one checkpoint, K checkpoints.

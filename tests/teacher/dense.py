@@ -164,7 +164,12 @@ def f_influence(decoder: Decoder, run: Path, queries: Sequence[TokenizedRow], ro
 
 
 def f_influence_steps(
-    decoder: Decoder, run: Path, queries: Sequence[TokenizedRow], rows: Sequence[TokenizedRow], weights: Array | None = None
+    decoder: Decoder,
+    run: Path,
+    queries: Sequence[TokenizedRow],
+    rows: Sequence[TokenizedRow],
+    weights: Array | None = None,
+    unit_layers: bool = False,
 ) -> Array:
     """Return what each point adds to mu, (T, Q, N); with weights (Q,) the target is the weighted mean of the queries' gradients, (T, 1, N)."""
     found, records = [], [json.loads((folder / "checkpoint.json").read_text()) for folder in points(decoder, run)]
@@ -174,7 +179,10 @@ def f_influence_steps(
         before = record["step"]
     for folder in points(decoder, run):
         Point(decoder, folder)
-        asking, asked = joined(gradients(decoder, queries)), joined(gradients(decoder, rows))
+        asking, asked = (
+            joined({name: unit(layer) if unit_layers else layer for name, layer in gradients(decoder, side).items()})
+            for side in (queries, rows)
+        )
         if weights is not None:
             asking = (weights[:, None] * asking).mean(0, keepdims=True)
         products = asking @ asked.T

@@ -125,7 +125,21 @@ def test_the_batch_size_is_the_mean_over_steps() -> None:
     assert teacher.f_influence.mu_scale(job) == pytest.approx(np.sqrt(6.0) * np.sqrt(10 / 2) / (40 * np.sqrt(2)))
 
 
+def test_layers_at_length_1_are_another_training(made: Path, tmp_path: Path) -> None:
+    decoder, queries, rows = sides(made)
+    config = make_config(
+        tmp_path, decoder=DecoderConfig(path=str(made / "decoder"), device="cpu"), finetune=None, checkpoints=str(made / "checkpoints"),
+        method="f_influence", normalise="layers", gradients=WHOLE, seeds=(0,),
+    )  # fmt: skip
+    found = columns(run_stage(config), "f_influence")["mu"].reshape(4, 20)
+    expected = compose(dense.f_influence_steps(decoder, made, queries, rows, unit_layers=True)).mu
+    plain = compose(dense.f_influence_steps(decoder, made, queries, rows)).mu
+    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+    assert np.abs(expected - plain).max() > 0.05 * np.abs(expected).max()
+
+
 def test_mu_is_not_to_be_normalised(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="normalise: unit with method f_influence, whose products are mu"):
-        make_config(tmp_path, method="f_influence", normalise="unit")
+    for normalise in ("unit", "relatif"):
+        with pytest.raises(ConfigError, match=f"normalise: {normalise} with method f_influence, whose products are mu"):
+            make_config(tmp_path, method="f_influence", normalise=normalise)
     make_config(tmp_path, method="f_influence", normalise="none")
