@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fix bench-eval bench-teachers bench-planted bench-student soak clean
+.PHONY: help install demo test check fix bench-eval bench-teachers bench-planted bench-student bench-truth soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench-planted: install ## does the student find planted rows as well as the best
 
 bench-student: install ## students beside their ceilings and floors on rows they have not seen, judged on exact gradients; 40 minutes
 	@$(OFFLINE) $(BIN)/python -m benchmarks.bench_student
+
+bench-truth: install ## do scores predict what retraining does: removal, halves, single steps; 2 hours
+	@$(OFFLINE) $(BIN)/python -m benchmarks.bench_truth
 
 clean: ## remove caches and builds; runs/ and .venv stay
 	rm -rf build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

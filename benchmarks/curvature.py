@@ -27,6 +27,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from influcoder.influence.agreement import Judgement, describe, judge
+from influcoder.influence.brittleness import margins_without_best
 from influcoder.influence.curvature import gauss_newton
 from influcoder.influence.influence_function import CurvatureConfig, InfluenceFunction, influence_function
 from influcoder.influence.pbrf import responses
@@ -59,6 +60,9 @@ class Plan:
     random: int = 8
     """rows asked about from the others"""
     loo_seeds: int = 4
+    brittle_queries: int = 25
+    """queries whose best rows are left out, of those that the network gets right"""
+    budgets: tuple[int, ...] = (10, 20, 40, 80)
     damping: float = 0.1
     """in mean eigenvalues: of each layer with block, diagonal, EK-FAC"""
     training: TrainConfig = field(default_factory=TrainConfig)
@@ -97,6 +101,7 @@ def run(plan: Plan) -> dict[str, Any]:
         "lds": linear_datamodelling(scores, masks, np.mean(retrained, axis=0)),
         "lds_seed_to_seed": _mean(per_query_spearman(one.T, other.T).mean() for one, other in itertools.combinations(retrained, 2)),
         "spearman_with_block": {name: _mean(per_query_spearman(one[name], one["block"]).mean() for one in scores) for name in scores[0]},
+        "brittleness": brittleness(plan, rows, queries, models[0], scores[0], starts[:2], ask),
         "flips_in_top_10_percent": flips_found(models, rows, flipped, self_influence),
     }
 
@@ -193,6 +198,28 @@ def linear_datamodelling(scores: list[dict[str, Array]], masks: NDArray[np.bool_
             "ratio_to_block": {"value": float(ratio), "interval": _interval(means[name] / means["block"])},
         }
     return result
+
+
+def brittleness(
+    plan: Plan, rows: Rows, queries: Rows, model: RowModel, scores: dict[str, Array], starts: Tensor, ask: Any
+) -> dict[str, list[float]]:
+    """Return the share of queries that are got wrong without their best rows, by method and budget; of two trainings each.
+
+    `same class` leaves out rows of the query's class by chance: what any method must beat.
+    """
+    right = np.flatnonzero(ask(model.theta[None])[0] < 0)[: plan.brittle_queries]
+    chance = np.random.default_rng(3).random((len(right), len(rows)))
+    same = queries.targets[right][:, None] == rows.targets[None]
+    asked = {name: found[right] for name, found in scores.items()} | {"same class": chance + same.numpy()}
+
+    def margins(thetas: Tensor) -> Array:
+        found: Array = -ask(thetas)[:, right]
+        return found
+
+    return {
+        name: (margins_without_best(fresh(0), starts, rows, found, plan.budgets, plan.training, margins) < 0).mean(0).tolist()
+        for name, found in asked.items()
+    }
 
 
 def flips_found(models: list[RowModel], rows: Rows, flipped: NDArray[np.bool_], self_influence: list[dict[str, Array]]) -> dict[str, float]:

@@ -23,24 +23,38 @@ METHODS = {
 def table(path: Path) -> str:
     """Return the markdown that stands between the marks."""
     figures = json.loads(path.read_text())
-    agreement, lds, flips = figures["agreement"], figures["lds"], figures["flips_in_top_10_percent"]
+    agreement, lds, flips, brittle = (figures[name] for name in ("agreement", "lds", "flips_in_top_10_percent", "brittleness"))
     lines = [
-        line("curvature", "PBRF", "one row left out", "half the rows left out (LDS)", "wrong labels in the top 10 %"),
-        "| --- " * 5 + "|",
+        line(
+            "curvature",
+            "PBRF",
+            "one row left out",
+            "half the rows left out (LDS)",
+            "wrong labels in the top 10 %",
+            "wrong without its best",
+        ),
+        "| --- " * 6 + "|",
     ]
     for name, title in METHODS.items():
         low, high = lds[name]["interval"]
         scored = f"{short(lds[name]['value'])} [{short(low)}, {short(high)}]"
-        lines.append(line(title, _pair(agreement["pbrf"][name]), _pair(agreement["loo"][name]), scored, short(flips[name])))
-    lines.append(line("PBRF", "", _pair(agreement["loo"]["pbrf"]), "", ""))
-    lines.append(line("loss of the row", "", "", "", short(flips["loss"])))
+        lines.append(
+            line(title, _pair(agreement["pbrf"][name]), _pair(agreement["loo"][name]), scored, short(flips[name]), _shares(brittle[name]))
+        )
+    lines.append(line("PBRF", "", _pair(agreement["loo"]["pbrf"]), "", "", ""))
+    lines.append(line("loss of the row", "", "", "", short(flips["loss"]), ""))
+    lines.append(line("rows of the same class", "", "", "", "", _shares(brittle["same class"])))
     itself = short(figures["lds_seed_to_seed"])
-    lines.append(line("the truth with itself", _pair(agreement["pbrf_linearity"]), _pair(agreement["loo_ceiling"]), itself, ""))
+    lines.append(line("the truth with itself", _pair(agreement["pbrf_linearity"]), _pair(agreement["loo_ceiling"]), itself, "", ""))
     return "\n".join(lines) + "\n"
 
 
 def _pair(found: dict[str, Any]) -> str:
     return f"{short(found['spearman'])} / {short(found['pearson'])}"
+
+
+def _shares(found: list[float]) -> str:
+    return " / ".join(short(share) for share in found)
 
 
 def main() -> None:
