@@ -3,7 +3,7 @@
     python -m benchmarks.bench_truth     about 2 hours on 2 cores; goes on where it stopped, and from what make bench-planted left
 
 Two questions. *Removal*, on the rows and decoder of `make bench-planted`: take out what each method flags, fine-tune again, ask for the
-behaviour. *LDS and tail-patch*: 600 rows, 100 random halves, each trained twice; the student is fitted on rows outside the 600.
+behaviour. *LDS and tail-patch*: 400 rows, 100 random halves, each trained twice; the student is fitted on rows outside the 400.
 Writes benchmarks/results/truth.json.
 """
 
@@ -20,8 +20,8 @@ from influcoder.runs import git_commit, write_text_atomic
 
 ROOT = Path("runs/bench_lds")
 RESULT = Path("benchmarks/results/truth.json")
-PLANTED, PLAIN, DISTIL = 50, 400, 1600
-"""rows of each planted kind in the 600, plain rows in them, rows for the student"""
+PLANTED, PLAIN, DISTIL = 35, 260, 1600
+"""rows of each planted kind in the 400, plain rows in them, rows for the student"""
 KINDS = ("poison", "poison_hard", "toxicity", "toxicity_hard")
 QUERIES = {"poison": 25, "toxicity": 25, "plain": 50}
 METHODS = ("logra", "influcoder", "ekfac", "tracin", "less", "f_influence", "distil")
@@ -55,7 +55,7 @@ def plan() -> list[tuple[str, list[str]]]:
 
 
 def write_data(data: Path, folder: Path, seed: int = 0) -> None:
-    """Write `rows.jsonl` (the 600), `distil.jsonl` (for the student) and `queries.jsonl`; the same data, the same bytes."""
+    """Write `rows.jsonl` (the 400), `distil.jsonl` (for the student) and `queries.jsonl`; the same data, the same bytes."""
     write_pool(data, folder, seed, benign=1500, passages=0)
     labels = [json.loads(line) for line in (folder / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
     texts = {row["id"]: row for row in map(json.loads, (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines())}

@@ -95,7 +95,7 @@ def run(plan: Plan) -> dict[str, Any]:
         "git_commit": git_commit(),
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()},
         "seconds": round(time.perf_counter() - started, 1),
-        "plan": asdict(plan),
+        "plan": asdict(plan) | {"budgets": list(plan.budgets)},
         "network": describe_models(models, rows, queries, flipped),
         "agreement": summarise(judgements),
         "lds": linear_datamodelling(scores, masks, np.mean(retrained, axis=0)),

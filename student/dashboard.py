@@ -19,9 +19,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from numpy.typing import NDArray
 
+from influcoder.calibration import FIDELITY_FILE
 from influcoder.errors import require
 from influcoder.metrics import per_query_spearman
-from student.fidelity import FILE_NAME
 from student.module import KeepBest
 
 EXAMPLE_QUERIES = 9
@@ -55,7 +55,7 @@ def log_dashboard(trainer: Trainer, folder: Path, best: KeepBest, scores: NDArra
     Raises:
         MissingExtraError: when wandb is not installed.
     """
-    validation = json.loads((folder / "encoder" / FILE_NAME).read_text())["validation"]
+    validation = json.loads((folder / "encoder" / FIDELITY_FILE).read_text())["validation"]
     for logger in wandb_loggers(trainer):
         wandb, run = require("wandb", "wandb"), logger.experiment
         levels = {metric_name(name): figures["per_query_spearman"] for name, figures in validation["methods"].items()}

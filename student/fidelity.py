@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
+from influcoder.calibration import FIDELITY_FILE, NORMAL_95, MuScale, fit_mu_scale
+from influcoder.influence.f_influence import compose
 from influcoder.metrics import aggregated_spearman, per_query_spearman, residual_spearman, top_overlap
 from influcoder.runs import write_text_atomic
 from influcoder.sentence_encoder import load_sentence_encoder
 from student.module import KeepBest, encode
 
 Scores = NDArray[np.floating]
-FILE_NAME = "fidelity.json"
 OVERLAP = 10
 NAMES = {
     "per_query_spearman": "per query",
@@ -60,9 +61,23 @@ def measure(best: KeepBest, scores: Mapping[str, Scores]) -> dict[str, Any]:
     return {"queries": len(best.queries), "candidates": len(best.candidates), "epoch": best.best_epoch, "methods": found}
 
 
+def mu_scale(scores: Scores, vectors: tuple[Scores, Scores], points: int) -> MuScale | None:
+    """Return what the student's scores (queries, candidates) say of an f-influence teacher's mu; None where one point gave no intervals.
+
+    Args:
+        scores: of the student.
+        vectors: of the teacher, (queries, D) and (candidates, D): the recorded points' parts side by side.
+        points: how many there were.
+    """
+    asking, ranked = (np.split(side, points, axis=1) for side in vectors)
+    found = compose(np.stack([mine @ theirs.T for mine, theirs in zip(asking, ranked, strict=True)]).astype(np.float64))
+    doubt = (found.upper - found.lower) / (2 * NORMAL_95)
+    return fit_mu_scale(scores, found.mu, doubt) if np.isfinite(doubt).all() else None
+
+
 def write(folder: Path, facts: dict[str, Any], validation: dict[str, Any]) -> None:
     """Write `fidelity.json` and `README.md` into an encoder folder."""
-    write_text_atomic(folder / FILE_NAME, json.dumps(facts | {"validation": validation}, indent=2) + "\n")
+    write_text_atomic(folder / FIDELITY_FILE, json.dumps(facts | {"validation": validation}, indent=2) + "\n")
     write_text_atomic(folder / "README.md", card(facts, validation))
 
 

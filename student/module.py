@@ -95,7 +95,9 @@ class KeepBest(Callback):
             third = max(1, len(pairs.texts) // 3)
             asked, ranked = slice(third), slice(third, None)
         self.queries, self.candidates = pairs.askers[asked], pairs.texts[ranked]
-        self.target = pairs.asking[asked] @ pairs.features[ranked].T
+        self.vectors = pairs.asking[asked], pairs.features[ranked]
+        """of the teacher, whose products are the target"""
+        self.target = self.vectors[0] @ self.vectors[1].T
         self.patience, self.without_progress = patience, 0
         self.best, self.best_epoch = -2.0, -1
         self.best_weights: dict[str, Tensor] = {}

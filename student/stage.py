@@ -8,7 +8,7 @@ A killed run goes on from its last saved state, RUN/state.safetensors, and ends 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ from student.coordinates import principal_coordinates, projected
 from student.dashboard import log_dashboard
 from student.data import DistillationData, Pairs
 from student.encoder import load_encoder, longest, save_encoder, tokenize, truncated_share
-from student.fidelity import Scores, measure, validation_scores
+from student.fidelity import Scores, measure, mu_scale, validation_scores
 from student.fidelity import write as write_fidelity
 from student.fit import fit, is_first_process
 from student.module import Distillation, KeepBest
@@ -141,7 +141,11 @@ def _finish(config: StudentConfig, target: Target, encoder: SentenceTransformer,
     if len(target.record["seeds"]) > 1 and not config.shuffle_target:
         second = KeepBest(of_second_seed(target, Path(config.teacher)).of("validation"), config.patience)
     scores = validation_scores(best, encoder, made.folder / "initial_encoder", second)
-    write_fidelity(folder, made.facts, measure(best, scores))
+    measured = measure(best, scores)
+    if target.record["method"] == "f_influence":
+        scale = mu_scale(scores["student"], best.vectors, len(target.record["learning_rates"]))
+        measured |= {} if scale is None else {"mu": asdict(scale)}
+    write_fidelity(folder, made.facts, measured)
     write_plot(made.folder / "fidelity.png", best.target, scores)
     made.facts["validation"] = {"per_query_spearman": best.best, "epoch": best.best_epoch, "queries": len(best.queries)}
     return scores

@@ -8,6 +8,7 @@ Legend: N rows, Q rows that are asked.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -55,6 +56,8 @@ class Retrainer:
         """Return what the decoder trained on a mask's rows loses on each asked row, mean nats a response token, (Q,)."""
         decoder = self.train(mask, seed)
         found: Losses = losses(decoder, tokenize(self.asked, decoder), self.finetune.max_batch_tokens).numpy()
+        del decoder
+        gc.collect()  # model, optimiser and trainer hold each other: without this a worker keeps several
         return found
 
     def _train(self, decoder: Decoder, rows: Sequence[TokenizedRow], seed: int) -> Decoder:

@@ -24,8 +24,10 @@ TINY = Plan(
     suspicious=2,
     random=1,
     loo_seeds=2,
+    brittle_queries=3,
+    budgets=(5, 20),
     damping=20.0,
-    training=TrainConfig(epochs=3, batch_size=20),
+    training=TrainConfig(epochs=6, batch_size=20, learning_rate=0.3),
 )
 
 
@@ -39,10 +41,12 @@ def test_every_figure_is_there_and_can_be_written(figures: dict[str, Any], tmp_p
     names = {"identity", "diagonal", "block", "full", "ekfac"}
     assert set(figures["lds"]) == set(figures["agreement"]["pbrf"]) == names == set(METHODS)
     assert set(figures["agreement"]["loo"]) == names | {"pbrf"} and set(figures["flips_in_top_10_percent"]) == names | {"loss"}
+    assert set(figures["brittleness"]) == names | {"same class"}
+    assert all(len(found) == 2 and min(found) >= 0 and max(found) <= 1 for found in figures["brittleness"].values())
     assert len(figures["lds"]["full"]["by_model"]) == len(figures["agreement"]["pbrf"]["full"]["by_model"]) == 2
     assert figures["agreement"]["pbrf"]["full"]["spearman"] > 0.8
     (tmp_path / "curvature.json").write_text(json.dumps(figures))
-    assert len(table(tmp_path / "curvature.json").splitlines()) == 2 + 5 + 3
+    assert len(table(tmp_path / "curvature.json").splitlines()) == 2 + 5 + 4
 
 
 def test_the_data_are_those_of_the_plan() -> None:

@@ -15,10 +15,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from scipy.special import stdtrit
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from influcoder.calibration import load_mu_scale
 from influcoder.errors import ConfigError, DataError, InflucoderError, RunError
 from influcoder.examples import fingerprint, load_examples, write_examples
 from influcoder.features import create_store, load_features, write_shard
@@ -456,3 +458,22 @@ def test_too_few_rows_are_refused(tmp_path: Path) -> None:
 def test_an_existing_output_is_refused(finished: Path, finished_teacher: Path) -> None:
     with pytest.raises(RunError, match="exists already"):
         run_stage(make_config(finished_teacher, finished))
+
+
+def test_a_student_of_f_influence_says_what_its_scores_mean(teacher: Path, tmp_path: Path) -> None:
+    record = json.loads((teacher / "run.json").read_text())
+    (teacher / "run.json").write_text(json.dumps(record | {"method": "f_influence", "learning_rates": [0.1] * 4}))
+    config = make_config(teacher, tmp_path / "student")
+    run_stage(config)
+    found = load_mu_scale(tmp_path / "student" / "encoder")
+    assert found is not None
+    judge = KeepBest(load_target(config).of("validation"), 1)
+    encoder = SentenceTransformer(str(tmp_path / "student" / "encoder"), device="cpu")
+    scores = module.encode(encoder, judge.queries) @ module.encode(encoder, judge.candidates).T
+    slope, intercept = np.polyfit(scores.ravel(), judge.target.ravel(), 1)
+    assert (found.slope, found.intercept) == pytest.approx((slope, intercept), rel=1e-3, abs=1e-4)
+    missed = np.mean((judge.target - intercept - slope * scores) ** 2)
+    asking, ranked = (side.reshape(len(side), 4, -1) for side in judge.vectors)
+    steps = np.einsum("qtd,ctd->tqc", asking, ranked).astype(np.float64)
+    error = np.sqrt(4 * steps.var(axis=0, ddof=1)) * stdtrit(3, 0.975) / 1.959964
+    assert found.deviation == pytest.approx(np.sqrt(missed + np.mean(error**2)), rel=1e-3)
