@@ -94,6 +94,7 @@ def attribute(config: AttributionConfig, config_yaml: str | None = None) -> dict
             "encoder_fingerprint": encoder.fingerprint,
             "queries_fingerprint": fingerprint(queries),
             "provider": encoder.provider,
+            "top": config.top,
             **attribute_rows(encoder, chunks, queries, folder=run.folder, top_k=config.top_k, top=config.top),
         }
     return run.facts

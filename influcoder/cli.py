@@ -1,11 +1,11 @@
-"""The `influcoder` command: `influcoder attribute` and `influcoder export`, also as `python -m influcoder`.
+"""The `influcoder` command: `attribute`, `contributions`, `export` and `verify`, also as `python -m influcoder`.
 
 Each command is a dataclass parsed as the stages' configs are (`influcoder.program`). Torch is imported by `export` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from influcoder.text_format import load_text_format, render
 HELP = """usage: influcoder COMMAND [CONFIG.yaml] [--key value ...]
 
 commands:
-  attribute   rank the rows of a pool by their influence on queries: --encoder --pool.paths --queries.paths --output
-  export      write an encoder folder's ONNX graph, accepted only if it ranks as torch does: --encoder --sample.paths
+  attribute      rank the rows of a pool by their influence on queries: --encoder --pool.paths --queries.paths --output
+  contributions  value who gave the rows, in a signed report: the same and --attribution --key (made by --make-key KEY.pem)
+  export         write an encoder folder's ONNX graph, accepted only if it ranks as torch does: --encoder --sample.paths
+  verify         check a contribution report and name what differs: REPORT --encoder --pool.paths --queries.paths
 
 influcoder COMMAND --help lists a command's settings; influcoder --version prints the version."""
 
@@ -56,12 +58,11 @@ def dispatch(arguments: Sequence[str]) -> None:
         print(HELP)
     elif command == "--version":
         print(f"influcoder {influcoder.__version__}")
-    elif command == "attribute":
-        _attribute(arguments[1:])
-    elif command == "export":
-        _export(arguments[1:])
+    elif command in COMMANDS:
+        COMMANDS[command](arguments[1:])
     else:
-        raise ConfigError(f"command: {command or 'none'}; expected attribute or export; see influcoder --help")
+        names = ", ".join(list(COMMANDS)[:-1]) + f" or {list(COMMANDS)[-1]}"
+        raise ConfigError(f"command: {command or 'none'}; expected {names}; see influcoder --help")
 
 
 def _attribute(arguments: Sequence[str]) -> None:
@@ -73,6 +74,48 @@ def _attribute(arguments: Sequence[str]) -> None:
     print(
         f"{config.output}: {counts['rows']} rows ({counts['rejected']} set aside, {facts['truncated_share']:.1%} cut by the encoder), "
         f"{counts['queries']} queries, {facts['rows_per_second']} rows/s; see topk.parquet, rows.parquet, rejected.jsonl"
+    )
+
+
+def _contributions(arguments: Sequence[str]) -> None:
+    if arguments and arguments[0] in ("--make-key", "--make_key"):
+        _make_key(arguments[1:])
+        return
+    from influcoder.contributions.config import ContributionsConfig
+    from influcoder.contributions.job import contributions
+
+    config, resolved = parse_config(ContributionsConfig, arguments, "influcoder contributions")
+    facts = contributions(config, resolved)
+    counts = facts["counts"]
+    print(
+        f"{config.output}: {counts['contributors']} contributors, {counts['rows']} rows ({counts['unique_rows']} different), "
+        f"{facts['status']}; order under resampled queries {facts['rank_stability']}; signed by {facts['signer'][:16]}; see contributions.html"
+    )
+
+
+def _make_key(arguments: Sequence[str]) -> None:
+    from influcoder.contributions.signing import make_key
+
+    if len(arguments) != 1:
+        raise ConfigError(
+            f"--make-key: {len(arguments)} arguments; expected one, the file to make: influcoder contributions --make-key KEY.pem"
+        )
+    public = make_key(Path(arguments[0]))
+    print(f"{arguments[0]}: keep it to yourself; give {public} to whoever verifies")
+
+
+def _verify(arguments: Sequence[str]) -> None:
+    from influcoder.contributions.config import VerifyConfig
+    from influcoder.contributions.verify import verify
+
+    if arguments and Path(arguments[0]).is_dir():
+        arguments = ["--report", *arguments]
+    config, _ = parse_config(VerifyConfig, arguments, "influcoder verify")
+    found = verify(config)
+    by = "the key you gave" if found["pinned"] else "a key that only the report itself names; give --public_key for one you trust"
+    print(
+        f"{config.report}: verified; signed by {found['signer'][:16]} ({by}); values and rewards of {found['rows']} rows recomputed; "
+        f"{found['audited']} random rows scored again, which finds {found['found_share']:.1%} of falsified rows in 95 of 100 cases"
     )
 
 
@@ -89,3 +132,11 @@ def _export(arguments: Sequence[str]) -> None:
         f"{folder / 'onnx'}: accepted; per-query Spearman {parity['spearman_mean']:.6f} "
         f"(least {parity['spearman_min']:.6f}) over {parity['queries']} queries and {parity['rows']} rows"
     )
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "attribute": _attribute,
+    "contributions": _contributions,
+    "export": _export,
+    "verify": _verify,
+}

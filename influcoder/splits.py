@@ -10,7 +10,7 @@ With `folds` the test part is one of K folds of groups: K students, one a fold, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,10 +58,29 @@ def shingles(text: str) -> frozenset[str]:
 
 def near_duplicate_groups(texts: Sequence[str], threshold: float) -> list[int]:
     """Return one group number a text, the same for near-copies: the position of the group's first text."""
-    datasketch = require("datasketch", "train")
+    return connected(len(texts), near_duplicate_pairs(texts, threshold))
+
+
+def near_duplicate_pairs(texts: Sequence[str], threshold: float, extra: str = "train") -> Iterator[tuple[int, int]]:
+    """Yield the positions of every pair that MinHash proposes and whose Jaccard overlap is at least `threshold`, the later text first.
+
+    Raises:
+        MissingExtraError: naming `extra`, when datasketch is not installed.
+    """
+    datasketch = require("datasketch", extra)
     sets = [shingles(text) for text in texts]
     lsh = datasketch.MinHashLSH(threshold=max(0.1, threshold - 0.15), num_perm=NUM_PERMUTATIONS)
-    leader = list(range(len(texts)))
+    hashes = datasketch.MinHash.bulk([[shingle.encode() for shingle in sorted(found)] for found in sets], num_perm=NUM_PERMUTATIONS, seed=1)
+    for row, minhash in enumerate(hashes):
+        for other in lsh.query(minhash):
+            if _jaccard(sets[row], sets[other]) >= threshold:
+                yield row, other
+        lsh.insert(row, minhash)
+
+
+def connected(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """Return the connected component of each of `count` positions, named by its first position."""
+    leader = list(range(count))
 
     def find(row: int) -> int:
         while leader[row] != row:
@@ -69,14 +88,10 @@ def near_duplicate_groups(texts: Sequence[str], threshold: float) -> list[int]:
             row = leader[row]
         return row
 
-    hashes = datasketch.MinHash.bulk([[shingle.encode() for shingle in sorted(found)] for found in sets], num_perm=NUM_PERMUTATIONS, seed=1)
-    for row, minhash in enumerate(hashes):
-        for other in lsh.query(minhash):
-            if _jaccard(sets[row], sets[other]) >= threshold:
-                first, second = sorted((find(row), find(other)))
-                leader[second] = first
-        lsh.insert(row, minhash)
-    return [find(row) for row in range(len(texts))]
+    for pair in pairs:
+        first, second = sorted(map(find, pair))
+        leader[second] = first
+    return [find(row) for row in range(count)]
 
 
 def assign_split(texts: Sequence[str], config: SplitConfig) -> list[Part]:

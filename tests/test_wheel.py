@@ -53,7 +53,12 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names} == {"influcoder", "influcoder-0.1.0.dist-info"}
-    assert {"influcoder/py.typed", "influcoder/influence/gradients.py", "influcoder-0.1.0.dist-info/licenses/LICENSE"} <= set(names)
+    assert {
+        "influcoder/contributions/page.html",
+        "influcoder/py.typed",
+        "influcoder/influence/gradients.py",
+        "influcoder-0.1.0.dist-info/licenses/LICENSE",
+    } <= set(names)
 
 
 def test_the_installed_library_is_the_wheels(environment: Path, tmp_path: Path) -> None:
