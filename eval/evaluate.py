@@ -17,6 +17,8 @@ from eval.methods import Array, Cost, MethodGroup, MethodScores, Role
 from eval.task_metrics import Found, measure
 from influcoder.errors import DataError
 
+KEPT: tuple[Role, ...] = ("teacher", "ceiling", "student")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -37,6 +39,8 @@ class Result:
     constant_queries: int
     """fidelity queries with one score for all candidates"""
     cost: Cost | None
+    first_seed: list[Array] | None = None
+    """by fold (Q, C) scores of the first seed, kept for `cases.json`; None for roles that do not stand there"""
 
 
 def evaluate(judged: Judged, target: Array, groups: Sequence[MethodGroup], *, top: int, resampler: Resampler) -> list[Result]:
@@ -103,6 +107,7 @@ def _measure(name: str, role: Role, scores: MethodScores, target: Array, judged:
         cardinality=cardinality(scores, judged),
         constant_queries=constant_queries(scores, judged),
         cost=scores.cost,
+        first_seed=[judged.block(scores.asked[0], number) for number in range(len(judged.folds))] if role in KEPT else None,
     )
 
 

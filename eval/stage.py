@@ -9,6 +9,7 @@ import numpy as np
 
 from eval.baselines import Contestants, method_groups
 from eval.bootstrap import Resampler
+from eval.cases import make_cases
 from eval.config import EvalConfig
 from eval.data import TeacherRun, check_same_questions, load_teacher
 from eval.evaluate import Result, evaluate
@@ -18,6 +19,7 @@ from eval.leakage import check_leakage
 from eval.methods import Array
 from eval.parquet_tables import write_tables
 from eval.plot import write_plots
+from eval.report.stage import write_report
 from eval.students import Student, check_same_split, load_students
 from eval.summary import make_summary
 from eval.table import make_sections, to_markdown, to_text
@@ -46,7 +48,8 @@ def run(config: EvalConfig, resolved_yaml: str) -> dict[str, Any]:
         sections = make_sections(summary)
         write_text_atomic(made.folder / "table.md", to_markdown(sections))
         write_plots(made.folder, summary)
-    print(f"\n{to_text(sections)}\n\n{output}: summary.json, table.md, *.parquet, *.png")
+    write_report(output)  # of the complete run, as `python -m eval.report` makes it again
+    print(f"\n{to_text(sections)}\n\n{output}: report.html, summary.json, table.md, *.parquet, *.png")
     if config.wandb_project is not None:  # last, so that an outage there costs no result
         log_to_wandb(output, config, summary)
     failed = [
@@ -116,6 +119,9 @@ def _judge(config: EvalConfig, folder: Path) -> dict[str, Any]:
     summary = make_summary(contestants, judged, results, gates, leakage)
     write_json_atomic(folder / "summary.json", summary)
     write_tables(folder, judged, results)
+    kept = {result.name: result.first_seed for result in results if result.first_seed is not None}
+    cases = make_cases(judged, kept["teacher"], kept["student"], kept.get("teacher_second_seed"), config.seed)
+    write_json_atomic(folder / "cases.json", cases)
     return summary
 
 

@@ -37,6 +37,7 @@ def make_summary(
             "exact": False,
             "decoder_fingerprint": record["decoder_fingerprint"],
         },
+        "made_of": _made_of(contestants),
         "counts": _counts(contestants, judged),
         "split": "test" if len(judged.folds) == 1 else f"{len(judged.folds)} folds",
         "query_set": {
@@ -49,6 +50,16 @@ def make_summary(
         "student_minus": _differences(judged, results),
         "gates": {gate.name: {key: value for key, value in asdict(gate).items() if key != "name"} for gate in gates},
         "leakage": leakage,
+    }
+
+
+def _made_of(contestants: Contestants) -> dict[str, Any]:
+    """Return the decoder and the commits that teacher and students ran at; null where a run does not say."""
+    teacher, students = contestants.teacher.record, [run.record for seed in contestants.student.runs for run in seed]
+    return {
+        "decoder": teacher.get("decoder_path"),
+        "teacher_commit": teacher.get("git_commit"),
+        "student_commits": sorted({record["git_commit"] for record in students if record.get("git_commit")}),
     }
 
 

@@ -6,7 +6,7 @@ less the method's, paired.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ def make_sections(summary: dict[str, Any]) -> list[Section]:
     return [*sections, _costs(summary), *_strata(summary), *_gates(summary)]
 
 
-def ordered_methods(summary: dict[str, Any], metric: str) -> list[str]:
+def ordered_methods(summary: Mapping[str, Any], metric: str) -> list[str]:
     """Return the methods that have this metric, by role, best first within a role."""
     methods = summary["methods"]
     measured = [name for name, method in methods.items() if method["metrics"][metric] is not None]
@@ -97,7 +97,7 @@ def short(value: float) -> str:
     return written.replace("0.", ".", 1) if abs(value) < 1 else written
 
 
-def with_interval(value: dict[str, float] | None, key: str = "mean") -> str:
+def with_interval(value: Mapping[str, Any] | None, key: str = "mean") -> str:
     """Return a figure of the summary with its interval."""
     return "-" if value is None else f"{short(value[key])} [{short(value['low'])}, {short(value['high'])}]"
 

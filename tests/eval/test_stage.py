@@ -279,6 +279,37 @@ def test_the_run_holds_record_table_and_pictures(finished: Finished) -> None:
     assert all(f"**{name}: " in table for name in finished.summary["tasks"])
 
 
+def test_the_run_says_what_it_was_made_of_and_reports(finished: Finished) -> None:
+    commits = [open_run(finished.runs.folder / name, name)["git_commit"] for name in ("teacher", "student")]
+    assert finished.summary["made_of"] == {"decoder": "decoder", "teacher_commit": commits[0], "student_commits": commits[1:]}
+    report = json.loads((finished.output / "report.json").read_text())
+    assert len(report["verdicts"]) == 3 + len(finished.summary["tasks"])
+    page = (finished.output / "report.html").read_text()
+    assert all(f"<h2>{title}</h2>" in page for title in ("Verdict", "Fidelity", "Task: poison", "Cases", "What was measured"))
+    assert (finished.output / "tables" / "poison.csv").read_text().startswith("method,role,AUPRC")
+
+
+@pytest.mark.parametrize("name", ["finished", "cross_fitted"])
+def test_cases_are_those_of_the_figures_of_each_query(name: str, request: pytest.FixtureRequest) -> None:
+    done: Finished = request.getfixturevalue(name)
+    content = json.loads((done.output / "cases.json").read_text())
+    mine = {row["query_id"]: row for row in done.table("per_query") if row["method"] == "student" and row["seed"] == 0}
+    assert len(content["cases"]) == 6
+    ordered = sorted((row["spearman"] for row in mine.values()), reverse=True)
+    for case, expected in zip(content["cases"], [*ordered[:3], *ordered[::-1][:3]], strict=True):
+        assert case["spearman"] == pytest.approx(expected) == pytest.approx(mine[case["query_id"]]["spearman"])
+        assert case["fold"] == mine[case["query_id"]]["fold"]
+    features = load_features(done.runs.folder / "teacher" / "features" / "seed-0" / "rows")
+    places = {row.id: place for place, row in enumerate(done.runs.rows)}
+    for case in content["cases"]:
+        scores = features.as_rows @ features.as_rows[places[case["query_id"]]]
+        found = [float(scores[places[row["row_id"]]]) for row in case["teacher"]]
+        assert found == sorted(found, reverse=True)
+        assert all(row["positive"] == ["poison"] * (places[row["row_id"]] % 4 == 0) for row in case["teacher"] if name == "cross_fitted")
+    second = np.corrcoef(content["ranks"]["teacher"], content["ranks"]["teacher_second_seed"])[0, 1]
+    assert second > 0.9 > np.corrcoef(content["ranks"]["teacher"], content["ranks"]["student"])[0, 1]
+
+
 @pytest.mark.parametrize("name", ["finished", "cross_fitted"])
 def test_estimates_give_every_figure_and_its_interval_again(name: str, request: pytest.FixtureRequest) -> None:
     done: Finished = request.getfixturevalue(name)

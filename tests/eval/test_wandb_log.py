@@ -19,11 +19,14 @@ def test_offline_logging_stays_in_the_run(runs: Runs, monkeypatch: pytest.Monkey
     (offline,) = folder.glob("offline-run-*")
     assert list(offline.glob("*.wandb"))
     logged = {path.name.split("_")[0] for path in (offline / "files" / "media").rglob("*") if path.is_file()}
-    assert {"fidelity", "tasks", "Fidelity to influcoder", "poison", "Cost on this machine", "Gates"} <= logged, sorted(logged)
-    tables = [json.loads(path.read_text()) for path in (offline / "files" / "media").rglob("*.table.json")]
-    assert {row[0] for table in tables for row in table["data"]} >= {"student", "teacher", "bm25"}
+    tables = {"Verdicts", "All methods at a glance", "Fidelity to influcoder", "poison", "Cost on this machine", "Gates"}
+    assert {"fidelity", "tasks", "report"} | tables <= logged, sorted(logged)
+    (report,) = (offline / "files" / "media" / "html").glob("report_*.html")
+    assert report.read_text() == (runs.folder / "eval" / "report.html").read_text(), "as it is, without a style sheet from elsewhere"
+    written = [json.loads(path.read_text()) for path in (offline / "files" / "media").rglob("*.table.json")]
+    assert {row[0] for table in written for row in table["data"]} >= {"student", "teacher", "bm25"}
 
 
 def test_nothing_is_imported_unless_asked_for(repository: Path) -> None:
-    for path in sorted((repository / "eval").glob("*.py")):
+    for path in sorted((repository / "eval").rglob("*.py")):
         assert "import wandb" not in path.read_text(), path
