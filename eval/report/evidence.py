@@ -41,12 +41,19 @@ def load_evidence(eval_run: Path, truth_run: Path | None) -> Evidence:
     """
     record = open_run(eval_run, "eval")
     cases = eval_run / "cases.json"
+    summary = _read(eval_run / "summary.json", SUMMARY_VERSION, "eval")
+    truth = None if truth_run is None else _read(truth_run / "truth.json", TRUTH_VERSION, "eval.truth")
+    ours, theirs = summary["target"].get("decoder_fingerprint"), (truth or {}).get("decoder_fingerprint")
+    if truth is not None and theirs != ours:
+        raise RunError(
+            f"{truth_run}: of decoder {theirs}, but {eval_run} of {ours}; expected a truth run that retrained the judged decoder; give its own"
+        )
     return Evidence(
-        summary=_read(eval_run / "summary.json", SUMMARY_VERSION, "eval"),
+        summary=summary,
         record=record,
         per_query=_read_per_query(eval_run / "per_query.parquet"),
         cases=_read(cases, CASES_VERSION, "eval") if cases.exists() else None,
-        truth=None if truth_run is None else _read(truth_run / "truth.json", TRUTH_VERSION, "eval.truth"),
+        truth=truth,
     )
 
 

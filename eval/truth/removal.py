@@ -5,6 +5,7 @@ Scores of two folds come from two students and are never compared, so a budget i
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ class Flagged:
     """(method, budget) -> (N,) rows to leave out"""
     positive: Mask
     """(N,) planted rows"""
+    roles: dict[str, str]
+    """of each method in the eval run's table"""
 
     def masks(self) -> dict[tuple[str, int], Mask]:
         """Return the rows that are trained on: all (`full`, 0), all but the planted ones (`clean`, 0), and each method's."""
@@ -53,6 +56,7 @@ def flag_rows(name: str, config: RemovalConfig, teacher: TeacherRun) -> Flagged:
     lacking = sorted(set(config.methods) - set(table["method"]))
     if lacking:
         raise ConfigError(f"removal.{name}: {path} has no method {lacking[0]!r} of task {config.task!r}; expected a row of its table")
+    roles = _read_roles(Path(config.run))
     rows = np.array([places[row_id] for row_id in table["row_id"]])
     methods, folds, scores = (np.array(table[column]) for column in ("method", "fold", "score"))
     positive = np.zeros(len(teacher.rows), bool)
@@ -64,7 +68,15 @@ def flag_rows(name: str, config: RemovalConfig, teacher: TeacherRun) -> Flagged:
             if budget > mine.sum():
                 raise ConfigError(f"removal.{name}: budget {budget}, but task {config.task!r} has {mine.sum()} candidates; expected fewer")
             removed[method, budget] = _mask(rows[mine], folds[mine], scores[mine], budget, len(positive))
-    return Flagged(removed, positive)
+    return Flagged(removed, positive, {method: roles[method]["role"] for method in config.methods})
+
+
+def _read_roles(run: Path) -> dict[str, dict[str, str]]:
+    try:
+        methods: dict[str, dict[str, str]] = json.loads((run / "summary.json").read_text(encoding="utf-8"))["methods"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{run / 'summary.json'}: not readable ({error}); expected the summary of an eval run; run eval again") from error
+    return methods
 
 
 def _mask(rows: NDArray[np.int64], folds: NDArray[np.int64], scores: NDArray[np.float64], budget: int, count: int) -> Mask:

@@ -29,7 +29,7 @@ from eval.truth.table import make_sections
 from eval.truth.tail_patch import tail_patch
 from influcoder.lds import half_masks
 from influcoder.readers import read_examples
-from influcoder.runs import Run, create_run, write_json_atomic, write_text_atomic
+from influcoder.runs import Run, create_run, git_commit, write_json_atomic, write_text_atomic
 from influcoder.text_format import truncate_all
 from influcoder.training import silence_hints
 
@@ -64,6 +64,8 @@ def _measure(config: TruthConfig, teacher: TeacherRun, recipe: Recipe, made: Run
     truth: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "decoder": recipe.decoder.path or "fresh",
+        "decoder_fingerprint": teacher.record["decoder_fingerprint"],
+        "git_commit": git_commit(),
         "counts": {"rows": len(teacher.rows), "queries": len(teacher.queries)},
     }
     methods = ask_methods(config, teacher) if config.lds or config.tail_patch else {}
@@ -124,6 +126,7 @@ def _removal(config: TruthConfig, name: str, removal: RemovalConfig, teacher: Te
     behaviour, price = ({key: _over_seeds(values) for key, values in zip(masks, found, strict=True)} for found in (margins, prices))
     methods = {
         method: {
+            "role": flagged.roles[method],
             "behaviour": [behaviour[method, budget] for budget in removal.budgets],
             "benign_loss": [price[method, budget] for budget in removal.budgets],
             "found": [int((flagged.removed[method, budget] & flagged.positive).sum()) for budget in removal.budgets],

@@ -179,6 +179,8 @@ def fake_eval(runs: Runs, scores: dict[str, list[float]]) -> str:
             for row, value in enumerate(values)
         ]
         pq.write_table(pa.Table.from_pylist(lines, schema=SCHEMAS["per_row"]), made.folder / "per_row.parquet")
+        roles = {"methods": {method: {"role": "floor" if method == "last" else "student"} for method in scores}}
+        (made.folder / "summary.json").write_text(json.dumps(roles))
     return str(runs.folder / "judged")
 
 
@@ -215,6 +217,7 @@ def test_removal_says_which_rows_and_what_became_of_the_answers(judged: Runs, mo
     truth = run(truth_config(judged, lds=None, removal={"t": removal(judged, evaluated, budgets=(2, 4), seeds=2)}), "")
     block = truth["removal"]["t"]
     assert (block["positives"], block["methods"]["first"]["found"], block["methods"]["last"]["found"]) == (3, [2, 3], [0, 0])
+    assert [block["methods"][name]["role"] for name in ("first", "last")] == ["student", "floor"]
     every = retrainer(judged)
     start = load_decoder(every.decoder, [], 0)
     assert start.device.type == "cpu"
