@@ -1,51 +1,48 @@
-"""Attribute a pool: for each query the rows that influence it most, and one score for every row.
+"""Attribute a pool: for each query the rows that influence it most and least, one score for every row, and an index to ask again.
 
-The pool streams by in chunks, so only ids are held; needs no torch. Score = dot product of unit embeddings, larger =
-training on the row lowers the query's loss more; rank 1 is best; ties keep the row order.
+The pool streams by in shards (`pool.py`), each of which is embedded, scored, quantised and committed on its own
+(`attribution_shards.py`), so that neither memory nor what a kill costs grows with the pool; the files are made of the shards at the
+end (`attribution_tables.py`). The same command goes on where a killed one stopped, and ends with the same bytes: the pool is read
+again from the start, which is cheap, and shards that are committed are compared with their rows and passed over.
+
+Needs no torch. Score = dot product of unit embeddings in float32, larger = training on the row lowers the query's loss more; rank 1 is
+the most extreme on its side; ties keep the row order.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from influcoder.aggregation import DEFAULT_TOP, aggregate
-from influcoder.errors import ConfigError, DataError
+from influcoder.aggregation import DEFAULT_TOP
+from influcoder.attribution_shards import Ranking, finished_shard, make_shard, shard_file
+from influcoder.attribution_tables import REJECTED_FILE, write_tables
+from influcoder.embed_batch import embed_rows
+from influcoder.errors import ConfigError, DataError, RunError
 from influcoder.examples import Example, fingerprint
+from influcoder.index import remove_manifests
 from influcoder.onnx_encoder import OnnxEncoder
-from influcoder.readers import DataSource, OnBadRow, Rejected, iterate_examples, read_examples
-from influcoder.runs import create_run
-from influcoder.text_format import render
-from influcoder.top_k import TopK
+from influcoder.pool import PoolRow, estimate_rows, in_shards, iterate_pool
+from influcoder.readers import DataSource, OnBadRow, read_examples
+from influcoder.runs import create_run, write_json_atomic
 
-TOP_K_FILE = "topk.parquet"
-ROWS_FILE = "rows.parquet"
-REJECTED_FILE = "rejected.jsonl"
-ROWS_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("contributor", pa.string()),
-        ("score", pa.float64()),
-        ("best_query_id", pa.string()),
-        ("best_score", pa.float32()),
-    ]
-)
+JOB_FILE = "job.json"
+"""what an unfinished run was begun with"""
+SUMMARY_FILE = "summary.json"
+"""counts of a run; written when all else is there"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttributionConfig:
-    """Find the rows of a pool that influence the queries most: `topk.parquet` by query, `rows.parquet` by row."""
+    """Find the rows of a pool that influence the queries most and least: `topk.parquet` by query, `rows.parquet` by row, `index/`."""
 
     encoder: str
     """encoder folder with `onnx/`, as a student run or `influcoder export` left it"""
@@ -54,155 +51,195 @@ class AttributionConfig:
     queries: DataSource
     """behaviour to explain; a malformed query is always refused"""
     output: str
-    """run directory to make; must not exist"""
+    """run directory to make; must not exist, unless as the unfinished work of the same config"""
     top_k: int = 100
-    """rows kept for each query"""
+    """rows kept for each query at either end"""
     top: int | None = DEFAULT_TOP
     """a row's score is the mean over so many of its best queries; null takes all"""
+    keep_above: float | None = None
+    """write the rows whose score is larger to kept.jsonl, as they were read, and the others to removed.jsonl"""
+    keep_below: float | None = None
+    """the same for scores that are smaller; with both, a row must lie between"""
     on_bad_row: OnBadRow = "set_aside"
     """set_aside writes malformed and duplicate rows of the pool to rejected.jsonl and goes on; refuse stops"""
-    chunk_rows: int = 4096
-    """rows in memory at a time"""
+    shard_rows: int = 16384
+    """rows committed at a time: what a kill costs at most, and held in memory as text and embeddings"""
+    chunk_rows: int = 1024
+    """rows of a shard that are tokenised, embedded and scored at a time"""
     providers: tuple[str, ...] = ()
     """onnxruntime's execution providers, best first; empty takes CUDA when there, else CPU"""
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "top", "chunk_rows"):
+        for name in ("top_k", "top", "shard_rows", "chunk_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value}; expected at least 1")
+        if self.keep_above is not None and self.keep_below is not None and self.keep_above >= self.keep_below:
+            raise ConfigError(f"keep_above: {self.keep_above}; expected less than keep_below, {self.keep_below}, or no row is kept")
 
 
 def attribute(config: AttributionConfig, config_yaml: str | None = None) -> dict[str, Any]:
-    """Make the attribution run that `config` asks for; return what its run.json says of it.
+    """Make the attribution run that `config` asks for, or finish it; return what its run.json says of it.
 
     Args:
         config: what to rank, by what, and where to write.
         config_yaml: its resolved YAML when it came from a file; None writes it out.
 
     Raises:
-        RunError: when the encoder is not usable, or the output exists.
-        DataError: when a query is malformed, or a row is and `on_bad_row` is `refuse`.
+        RunError: when the encoder is not usable, the output exists, or unfinished work there is of another pool, encoder or queries.
+        DataError: when a query is malformed, or a row is and `on_bad_row` is `refuse`, or no row is usable.
     """
-    with create_run(Path(config.output), "attribution", config_yaml or json.dumps(asdict(config), indent=2) + "\n") as run:
+    resolved = config_yaml or json.dumps(asdict(config), indent=2) + "\n"
+    with create_run(Path(config.output), "attribution", resolved, resume=True) as run:
         encoder = OnnxEncoder(config.encoder, providers=config.providers or None)
         queries = read_examples(config.queries)
-        name = ", ".join(config.pool.paths)
-        pool = unique_rows(iterate_examples(config.pool, config.on_bad_row), config.on_bad_row, name)
-        chunks = in_chunks(pool, config.chunk_rows)
-        run.facts |= {
+        ranking = make_ranking(
+            encoder, queries, top_k=config.top_k, top=config.top, chunk_rows=config.chunk_rows,
+            keep_above=config.keep_above, keep_below=config.keep_below,
+        )  # fmt: skip
+        made_by = {
             "encoder_fingerprint": encoder.fingerprint,
             "queries_fingerprint": fingerprint(queries),
+            "text_format": asdict(encoder.text_format),
             "provider": encoder.provider,
-            "top": config.top,
-            **attribute_rows(encoder, chunks, queries, folder=run.folder, top_k=config.top_k, top=config.top),
         }
+        begin(run.folder, made_by)
+        pool = iterate_pool(config.pool, config.on_bad_row, encoder.text_format, keep_lines=ranking.filters)
+
+        def committed() -> None:
+            run.worth_resuming = True
+
+        shards = in_shards(pool, config.shard_rows)
+        found = attribute_shards(run.folder, shards, ranking, expected=estimate_rows(config.pool), committed=committed)
+        run.facts |= made_by | {"top": config.top} | found
     return run.facts
 
 
-def attribute_rows(
-    encoder: OnnxEncoder,
-    chunks: Iterable[Sequence[Example | Rejected]],
-    queries: Sequence[Example],
-    *,
+def make_ranking(encoder: OnnxEncoder, queries: Sequence[Example], **settings: Any) -> Ranking:
+    """Embed the queries; `settings` are the other fields of `Ranking`."""
+    return Ranking(encoder=encoder, queries=queries, query_vectors=embed_rows(encoder, queries)[0], **settings)
+
+
+def begin(folder: Path, made_by: dict[str, Any]) -> None:
+    """Make a run's folders, or accept those of an unfinished run of the same encoder and queries.
+
+    Raises:
+        RunError: when it has others.
+    """
+    for name in ("index", "work"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for unfinished in (folder / name).glob(".*.writing"):
+            unfinished.unlink()
+    if not (folder / SUMMARY_FILE).exists():
+        remove_manifests(folder / "index")  # of a run that was killed when it had published: it does so again
+    path = folder / JOB_FILE
+    if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != made_by:
+        name = next(name for name in made_by if before.get(name) != made_by[name])
+        raise RunError(
+            f"{path}: unfinished work of another {name.split('_')[0]} ({name} {before.get(name)!r:.40}, now {made_by[name]!r:.40}); "
+            f"finish it with its own, or remove {folder}"
+        )
+    write_json_atomic(path, made_by)
+
+
+def attribute_shards(
     folder: Path,
-    top_k: int = 100,
-    top: int | None = DEFAULT_TOP,
+    shards: Iterable[Sequence[PoolRow]],
+    ranking: Ranking,
+    *,
+    expected: int | None = None,
+    committed: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Rank rows that arrive in chunks; write the three files into `folder`; return counts and speed.
+    """Rank a pool that arrives in shards; write the products into `folder`; return counts, speed and what was estimated.
+
+    Args:
+        folder: of the run, where `begin` was called.
+        shards: in order.
+        ranking: encoder, queries, and what to keep.
+        expected: about so many rows, for the estimate; None when nobody knows.
+        committed: called when a shard with a usable row is on the disk.
 
     Raises:
         DataError: when not one row is usable.
+        RunError: when a committed shard is of other rows, or the disk is full.
     """
-    query_vectors = encoder.encode([render(query, encoder.text_format) for query in queries])
-    best, rejected, num_truncated = TopK(len(queries), top_k), 0, 0
-    started = time.monotonic()
-    with (
-        pq.ParquetWriter(folder / ROWS_FILE, ROWS_SCHEMA) as writer,
-        (folder / REJECTED_FILE).open("w", encoding="utf-8") as rejected_file,
-        tqdm(desc="attribute", unit=" rows") as progress,
-    ):
-        for chunk in chunks:
-            rejected += _write_rejected(rejected_file, chunk)
-            rows = [row for row in chunk if isinstance(row, Example)]
-            if rows:
-                encodings = encoder.tokenize([render(row, encoder.text_format) for row in rows])
-                num_truncated += sum(bool(encoding.overflowing) for encoding in encodings)
-                scores = query_vectors @ encoder.embed(encodings).T
-                best.add(scores)
-                writer.write_table(_row_table(rows, scores, queries, top))
-            progress.update(len(chunk))
-    if not best.num_rows:
-        raise DataError(f"pool: no usable row; expected at least one; {_first_reason(folder)}")
-    _write_top_k(folder, best, queries)
-    return {
-        "counts": {"rows": best.num_rows, "rejected": rejected, "queries": len(queries)},
-        "truncated_share": num_truncated / best.num_rows,
-        "rows_per_second": round(best.num_rows / (time.monotonic() - started), 1),
-    }
+    progress = Progress(folder, expected)
+    if not (folder / SUMMARY_FILE).exists():
+        records = list(_make_shards(folder, shards, ranking, progress, committed))
+        summary = _summary(records, ranking)
+        if not summary["counts"]["rows"]:
+            raise DataError(f"pool: no usable row; expected at least one; {_first_reason(folder, len(records))}")
+        write_tables(folder, records, ranking)
+        write_json_atomic(folder / SUMMARY_FILE, summary)
+    shutil.rmtree(folder / "work")  # from here on a killed job has nothing left to do but this
+    facts: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    return facts | progress.facts()
 
 
-def unique_rows(pool: Iterable[Example | Rejected], on_bad_row: OnBadRow, name: str) -> Iterator[Example | Rejected]:
-    """Pass rows on; a row whose id came before is set aside or refused.
-
-    Raises:
-        DataError: naming the id and both rows, when `on_bad_row` is `refuse`.
-    """
-    first: dict[str, int] = {}
-    for number, row in enumerate(pool, 1):
-        if isinstance(row, Example) and first.setdefault(row.id, number) != number:
-            reason = f"id {row.id!r} stands in row {first[row.id]} already; expected every id once; rename or drop one"
-            if on_bad_row == "refuse":
-                raise DataError(f"{name}: row {number}: {reason}")
-            yield Rejected(where=f"{name}: row {number}", reason=reason)
-        else:
-            yield row
-
-
-def in_chunks(pool: Iterable[Example | Rejected], chunk_rows: int) -> Iterator[list[Example | Rejected]]:
-    """Yield rows in order, `chunk_rows` at a time."""
-    rows = iter(pool)
-    while chunk := list(islice(rows, chunk_rows)):
-        yield chunk
+def _make_shards(
+    folder: Path, shards: Iterable[Sequence[PoolRow]], ranking: Ranking, progress: Progress, committed: Callable[[], None]
+) -> Iterator[dict[str, Any]]:
+    with tqdm(desc="attribute", unit=" rows", total=progress.expected) as bar:
+        for number, shard in enumerate(shards):
+            record = finished_shard(folder, number, shard)
+            if record is None:
+                started = time.monotonic()
+                record = make_shard(folder, number, shard, ranking, bar.update)
+                progress.made(number, record, time.monotonic() - started, bar)
+                bar.update(record["rejected"])
+            else:
+                bar.update(len(shard))
+            if record["rows"]:
+                committed()
+            yield record
 
 
-def _write_rejected(file: TextIO, chunk: Sequence[Example | Rejected]) -> int:
-    rejected = [row for row in chunk if isinstance(row, Rejected)]
-    file.writelines(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
-    return len(rejected)
+def _summary(records: Sequence[dict[str, Any]], ranking: Ranking) -> dict[str, Any]:
+    names = ["rows", "rejected", "broken_files", *(["kept", "removed"] if ranking.filters else [])]
+    counts = {name: sum(record[name] for record in records) for name in names}
+    truncated = sum(record["truncated"] for record in records)
+    return {"counts": counts | {"queries": len(ranking.queries)}, "truncated_share": truncated / max(counts["rows"], 1)}
 
 
-def _first_reason(folder: Path) -> str:
-    with (folder / REJECTED_FILE).open(encoding="utf-8") as lines:
-        first = next(lines, None)
-    return "the pool is empty" if first is None else "the first was set aside: {where}: {reason}".format(**json.loads(first))
+@dataclass
+class Progress:
+    """How fast shards are made, and what is to be expected of the rest."""
 
+    folder: Path
+    expected: int | None
+    rows: int = 0
+    seconds: float = 0.0
+    estimate: dict[str, Any] = field(default_factory=dict)
 
-def _row_table(rows: Sequence[Example], scores: NDArray[np.float32], queries: Sequence[Example], top: int | None) -> pa.Table:
-    weights = np.array([query.weight for query in queries])
-    # the best query is one of the wanted behaviour: a contrast query explains nothing
-    wanted = np.flatnonzero(weights > 0) if (weights > 0).any() else np.arange(len(queries))
-    best = scores[wanted].argmax(axis=0)
-    columns = [
-        [row.id for row in rows],
-        [row.contributor for row in rows],
-        aggregate(scores, weights, top),
-        [queries[wanted[place]].id for place in best],
-        scores[wanted].max(axis=0),
-    ]
-    return pa.table(columns, schema=ROWS_SCHEMA)
-
-
-def _write_top_k(folder: Path, best: TopK, queries: Sequence[Example]) -> None:
-    kept = pq.read_table(folder / ROWS_FILE, columns=["id", "contributor"]).take(best.rows.ravel())
-    num_kept = best.rows.shape[1]
-    table = pa.table(
-        {
-            "query_id": np.repeat([query.id for query in queries], num_kept),
-            "rank": np.tile(np.arange(1, num_kept + 1), len(queries)),
-            "id": kept["id"],
-            "score": best.scores.ravel(),
-            "contributor": kept["contributor"],
+    def made(self, number: int, record: dict[str, Any], seconds: float, bar: tqdm[Any]) -> None:
+        """Count a shard; after the first one, say what the pool will take."""
+        self.rows += record["rows"]
+        self.seconds += seconds
+        if self.estimate or self.expected is None or not record["rows"]:
+            return
+        each = seconds / record["rows"]
+        size = sum(path.stat().st_size for path in self._files(number)) / record["rows"]
+        self.estimate = {
+            "rows": self.expected,
+            "rows_per_second": round(1 / each, 1),
+            "seconds": round(each * self.expected, 1),
+            "bytes": round(size * self.expected),
         }
-    )
-    pq.write_table(table, folder / TOP_K_FILE)
+        line = "about {rows:,} rows at {rows_per_second:,} rows/s: {seconds:,.0f} s, {bytes:,} bytes on disk".format(**self.estimate)
+        bar.write(line, file=sys.stderr)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what run.json says of it; a run that found all its shards made has no speed."""
+        return {"rows_per_second": round(self.rows / self.seconds, 1) if self.seconds else None, "estimate": self.estimate or None}
+
+    def _files(self, number: int) -> Iterator[Path]:
+        for part in ("index", "work"):
+            yield from (self.folder / part).glob(f"shard-{number:05d}.*")
+
+
+def _first_reason(folder: Path, num_shards: int) -> str:
+    for number in range(num_shards):
+        with shard_file(folder, number, REJECTED_FILE).open(encoding="utf-8") as lines:
+            for line in lines:
+                return "the first was set aside: {where}: {reason}".format(**json.loads(line))
+    return "the pool is empty"

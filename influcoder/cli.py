@@ -70,11 +70,16 @@ def _attribute(arguments: Sequence[str]) -> None:
 
     config, resolved = parse_config(AttributionConfig, arguments, "influcoder attribute")
     facts = attribute(config, resolved)
-    counts = facts["counts"]
+    counts, speed = facts["counts"], facts["rows_per_second"]
     print(
         f"{config.output}: {counts['rows']} rows ({counts['rejected']} set aside, {facts['truncated_share']:.1%} cut by the encoder), "
-        f"{counts['queries']} queries, {facts['rows_per_second']} rows/s; see topk.parquet, rows.parquet, rejected.jsonl"
+        f"{counts['queries']} queries, {'all shards were there' if speed is None else f'{speed} rows/s'}; "
+        "see topk.parquet, rows.parquet, index/, rejected.jsonl"
     )
+    if "kept" in counts:
+        print(f"{counts['kept']} rows in kept.jsonl, {counts['removed']} in removed.jsonl")
+    if counts["broken_files"]:
+        print(f"{counts['broken_files']} files break off and were read up to there; rejected.jsonl names them (rest_of_file)")
 
 
 def _contributions(arguments: Sequence[str]) -> None:

@@ -7,16 +7,18 @@ A malformed row is an error in training (`on_bad_row="refuse"`) and is handed ba
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
 from influcoder.errors import ConfigError, DataError
 from influcoder.examples import ROLES, Example, Turn, check_unique, content_hash
-from influcoder.file_formats import Row, iterate_rows
+from influcoder.file_formats import BrokenFile, Row, find_files, iterate_rows
 
 OnBadRow = Literal["refuse", "set_aside"]
+Copies = Callable[[str], int]
+"""counts contents: given a content hash, how often it came, this time included"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class DataSource:
     """Where rows come from."""
 
     paths: tuple[str, ...]
-    """files (.jsonl, .jsonl.gz, .csv, .parquet), `datasets` folders, or hub ids; read in this order"""
+    """files (.jsonl, .jsonl.gz, .csv, .parquet) or patterns of them (`pool/*.parquet`), `datasets` folders, or hub ids; read in this order"""
     columns: Columns = field(default_factory=Columns)
     """which columns hold what"""
     split: str = "train"
@@ -70,8 +72,10 @@ class Rejected:
     """A row that was set aside."""
 
     where: str
-    """file and row number"""
+    """file and row number; the file alone when `rest_of_file`"""
     reason: str
+    rest_of_file: bool = False
+    """the file breaks off here: the rows that would follow are lost with it, and nobody knows how many"""
 
 
 def read_examples(source: DataSource) -> list[Example]:
@@ -92,16 +96,37 @@ def iterate_examples(source: DataSource, on_bad_row: OnBadRow = "refuse") -> Ite
     """Yield rows in order; with `set_aside`, a malformed row is yielded as `Rejected` instead of raised.
 
     Raises:
-        DataError: when a file cannot be read at all, or a row is malformed and `on_bad_row` is `refuse`.
+        DataError: when a source is missing, or a row is malformed and `on_bad_row` is `refuse`.
     """
-    copies: Counter[str] = Counter()
+    return (example for example, _ in iterate_records(source, on_bad_row, counted()))
+
+
+def iterate_records(source: DataSource, on_bad_row: OnBadRow, copies: Copies) -> Iterator[tuple[Example | Rejected, Row | None]]:
+    """Yield each row as `iterate_examples` does, with the record as it was read; None where it could not be read.
+
+    Raises:
+        DataError: when a source is missing, or a row is malformed and `on_bad_row` is `refuse`.
+    """
     for where, row in _rows(source):
         try:
-            yield _parse_row(row, source.columns, where, copies)
+            example: Example | Rejected = _parse_row(row, source.columns, where, copies)
         except DataError as error:
             if on_bad_row == "refuse":
                 raise
-            yield Rejected(where=where, reason=str(error).removeprefix(f"{where}: "))
+            reason = str(error).removeprefix(f"{where}: ")
+            example = Rejected(where=where, reason=reason, rest_of_file=isinstance(error, BrokenFile))
+        yield example, None if isinstance(row, DataError) else row
+
+
+def counted() -> Copies:
+    """Return a count of contents in memory."""
+    counts: Counter[str] = Counter()
+
+    def count(content: str) -> int:
+        counts[content] += 1
+        return counts[content]
+
+    return count
 
 
 def read_columns(source: DataSource, names: tuple[str, ...]) -> dict[str, Row]:
@@ -114,7 +139,7 @@ def read_columns(source: DataSource, names: tuple[str, ...]) -> dict[str, Row]:
     """
     found: dict[str, Row] = {}
     places: dict[str, str] = {}
-    copies: Counter[str] = Counter()
+    copies = counted()
     for where, row in _rows(source):
         if isinstance(row, DataError):
             raise row
@@ -132,34 +157,30 @@ def read_columns(source: DataSource, names: tuple[str, ...]) -> dict[str, Row]:
 
 
 def _rows(source: DataSource) -> Iterator[tuple[str, Row | DataError]]:
-    rows = (found for path in source.paths for found in iterate_rows(path, source.split, source.subset))
+    rows = (found for path in find_files(source.paths) for found in iterate_rows(path, source.split, source.subset))
     return islice(rows, source.limit)
 
 
-def _parse_row(row: Row | DataError, columns: Columns, where: str, copies: Counter[str]) -> Example:
+def _parse_row(row: Row | DataError, columns: Columns, where: str, copies: Copies) -> Example:
     if isinstance(row, DataError):
         raise row
     context, response = _parse_conversation(row, columns, where)
     if not response.strip():
         raise DataError(f"{where}: the response is empty; expected text, since the loss is on the response; fill or drop the row")
+    given = _given_id(row, columns)
+    contributor = _required(row, columns.contributor, where) if columns.contributor else None
+    contributor = None if contributor is None else str(contributor)
     try:
         own_id = content_hash(context, response)
+        f"{given}{contributor}".encode()
     except UnicodeEncodeError as error:
         raise DataError(
             f"{where}: its text cannot be written as UTF-8 ({error.reason}); expected whole characters; mend or drop the row"
         ) from error
-    given = _given_id(row, columns)
-    contributor = _required(row, columns.contributor, where) if columns.contributor else None
     if given is None:
-        copies[own_id] += 1
-        given = own_id if copies[own_id] == 1 else f"{own_id}-{copies[own_id]}"  # a copy is a row of its own, counted later
-    return Example(
-        id=given,
-        context=context,
-        response=response,
-        contributor=None if contributor is None else str(contributor),
-        weight=_parse_weight(row, columns.weight, where),
-    )
+        number = copies(own_id)
+        given = own_id if number == 1 else f"{own_id}-{number}"  # a copy is a row of its own, counted later
+    return Example(id=given, context=context, response=response, contributor=contributor, weight=_parse_weight(row, columns.weight, where))
 
 
 def _given_id(row: Row, columns: Columns) -> str | None:

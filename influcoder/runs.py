@@ -87,7 +87,7 @@ def create_run(output: Path, stage: str, config_yaml: str, *, resume: bool = Fal
             shutil.rmtree(partial, ignore_errors=True)
         raise
     os.replace(partial, output)
-    _sync_folder(output.parent)
+    sync_folder(output.parent)
 
 
 def partial_folder(output: Path) -> Path:
@@ -157,7 +157,8 @@ def write_json_atomic(path: Path, content: Any) -> None:
     write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush a folder to the disk: the names in it, so that a rename outlives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,10 +16,14 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from influcoder.aggregation import aggregate
-from influcoder.attribution import AttributionConfig, attribute, attribute_rows, in_chunks
+from influcoder.attribution import AttributionConfig, attribute, attribute_shards, begin, make_ranking
+from influcoder.embed_batch import embed_batch
 from influcoder.errors import ConfigError, DataError, RunError
 from influcoder.examples import Example, Turn
+from influcoder.index import open_index
+from influcoder.index_search import search
 from influcoder.onnx_encoder import OnnxEncoder
+from influcoder.pool import PoolRow, in_shards
 from influcoder.readers import Columns, DataSource
 from influcoder.runs import open_run
 from influcoder.text_format import render
@@ -63,6 +67,20 @@ def config(exported_folder: Path, tmp_path: Path) -> AttributionConfig:
     )
 
 
+def rank(
+    encoder: OnnxEncoder, rows: Sequence[Example], queries: Sequence[Example], folder: Path, *, shard_rows: int, top_k: int = 100
+) -> None:
+    ranking = make_ranking(encoder, queries, top_k=top_k, top=5, chunk_rows=64)
+    begin(folder, {})
+    attribute_shards(folder, in_shards((PoolRow(row, None) for row in rows), shard_rows), ranking)
+
+
+def read_top(folder: Path, side: str = "top") -> dict[str, list[Any]]:
+    table = pq.read_table(folder / "topk.parquet").to_pydict()
+    chosen = [place for place, value in enumerate(table["side"]) if value == side]
+    return {name: [values[place] for place in chosen] for name, values in table.items()}
+
+
 def as_examples(rows: Sequence[dict[str, Any]]) -> list[Example]:
     return [Example(id=row["id"], context=(Turn(role="user", content=row["prompt"]),), response=row["response"]) for row in rows]
 
@@ -98,19 +116,22 @@ def test_a_run_equals_brute_force(config: AttributionConfig) -> None:
     np.testing.assert_allclose(scores[best, np.arange(200)], scores[:4].max(axis=0), atol=1e-5)
     assert max(best) < 4  # a contrast query is nobody's best query
 
-    top = pq.read_table(Path(config.output) / "topk.parquet").to_pydict()
+    top = read_top(Path(config.output))
     assert top["query_id"] == [f"q{query}" for query in range(6) for _ in range(7)]
     assert top["rank"] == list(range(1, 8)) * 6
     np.testing.assert_allclose(np.reshape(top["score"], (6, 7)), -np.sort(-scores, axis=1)[:, :7], atol=1e-5)
     places = [int(row.removeprefix("r")) for row in top["id"]]
     np.testing.assert_allclose(scores[np.repeat(np.arange(6), 7), places], top["score"], atol=1e-5)
     assert top["contributor"] == [f"c{place % 3}" for place in places]
+    bottom = read_top(Path(config.output), "bottom")
+    np.testing.assert_allclose(np.reshape(bottom["score"], (6, 7)), np.sort(scores)[:, :7], atol=1e-5)
+    assert bottom["rank"] == list(range(1, 8)) * 6
     assert (Path(config.output) / "rejected.jsonl").read_text() == ""
     longer = sum(bool(encoding.overflowing) for encoding in encoder.tokenize([render(row, encoder.text_format) for row in rows]))
     assert longer > 0 and facts["truncated_share"] == longer / 200
 
 
-def test_ties_keep_the_row_order_across_chunks(exported_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ties_keep_the_row_order_across_shards(exported_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = OnnxEncoder(exported_folder)
     embed = encoder.embed
 
@@ -122,12 +143,70 @@ def test_ties_keep_the_row_order_across_chunks(exported_folder: Path, tmp_path: 
     vectors = encoder.encode([render(row, encoder.text_format) for row in rows])
     scores = encoder.encode([render(query, encoder.text_format) for query in queries]) @ vectors.T
     best = np.argsort(-scores, axis=1, kind="stable")[:, :40]
+    worst = np.argsort(scores, axis=1, kind="stable")[:, :40]
     assert any(len(np.unique(scores[query][best[query]])) < 40 for query in range(3)), "no ties: the test would show nothing"
-    for chunk_rows in (1, 7, 1000):
-        folder = tmp_path / str(chunk_rows)
-        folder.mkdir()
-        attribute_rows(encoder, in_chunks(rows, chunk_rows), queries, folder=folder, top_k=40)
-        assert pq.read_table(folder / "topk.parquet")["id"].to_pylist() == [f"r{row}" for row in best.ravel()]
+    for shard_rows in (1, 7, 1000):
+        folder = tmp_path / str(shard_rows)
+        rank(encoder, rows, queries, folder, shard_rows=shard_rows, top_k=40)
+        assert read_top(folder)["id"] == [f"r{row}" for row in best.ravel()]
+        assert read_top(folder, "bottom")["id"] == [f"r{row}" for row in worst.ravel()]
+
+
+@pytest.mark.parametrize("sides", [("above",), ("below",), ("above", "below")])
+def test_rows_are_kept_and_removed_by_their_score_as_they_were_read(
+    sides: tuple[str, ...], config: AttributionConfig, tmp_path: Path
+) -> None:
+    records = [row | {"label": {"nested": [row["id"], None]}, "text": "Tür"} for row in make_rows(200, seed=0)]
+    records[9] = {"id": "r9", "prompt": "p"}
+    write_jsonl(tmp_path / "pool.jsonl", records)
+    attribute(config)
+    scores = {row["id"]: row["score"] for row in pq.read_table(Path(config.output) / "rows.parquet").to_pylist()}
+    ordered = sorted(scores.values())
+    above, below = ((ordered[place] + ordered[place + 1]) / 2 if side in sides else None for side, place in (("above", 60), ("below", 140)))
+    facts = attribute(replace(config, keep_above=above, keep_below=below, shard_rows=64, output=f"{config.output}-2"))
+    inside = {name for name, score in scores.items() if (above is None or score > above) and (below is None or score < below)}
+    assert 70 < len(inside) < 145
+    for name, wanted in (("kept", inside), ("removed", scores.keys() - inside)):
+        lines = (Path(f"{config.output}-2") / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [row for row in records if row["id"] in wanted]
+        assert facts["counts"][name] == len(lines)
+
+
+def test_a_run_leaves_an_index_that_answers_alike(config: AttributionConfig) -> None:
+    attribute(replace(config, shard_rows=64))
+    encoder = OnnxEncoder(config.encoder)
+    index = open_index(Path(config.output) / "index", encoder)
+    assert index.manifest.shard_rows == (64, 64, 64, 8)
+    queries = encoder.encode([render(query, encoder.text_format) for query in as_examples(make_rows(6, seed=1))])
+    found = search(index, queries, 7)
+    for side, scores, rows in (("top", found.top_scores, found.top_rows), ("bottom", found.bottom_scores, found.bottom_rows)):
+        expected = read_top(Path(config.output), side)
+        np.testing.assert_allclose(scores.ravel(), expected["score"], atol=0.02)
+        assert np.mean([a == b for a, b in zip(index.look_up(rows)["id"].to_pylist(), expected["id"], strict=True)]) > 0.6
+    table = pq.read_table(Path(config.output) / "rows.parquet")
+    assert index.look_up(np.arange(200)).to_pydict() == table.select(["id", "contributor"]).to_pydict()
+
+
+def test_a_run_says_what_to_expect_and_what_it_lost(config: AttributionConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    paths = (config.pool.paths[0], str(tmp_path / "broken.parquet"))
+    facts = attribute(replace(config, pool=replace(config.pool, paths=paths[:1]), shard_rows=100))
+    assert facts["estimate"].keys() == {"rows", "rows_per_second", "seconds", "bytes"}
+    assert facts["estimate"]["rows"] == 200 and facts["estimate"]["bytes"] > 200 * 32
+    assert "about 200 rows at" in capsys.readouterr().err
+    facts = attribute(replace(config, pool=replace(config.pool, paths=paths), output=f"{config.output}-2"))
+    assert facts["counts"] == {"rows": 200, "rejected": 1, "queries": 6, "broken_files": 1} and facts["estimate"] is None
+    (line,) = (Path(f"{config.output}-2") / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["rest_of_file"] and json.loads(line)["where"] == paths[1]
+
+
+def test_a_batch_is_columns_in_and_columns_out(exported_folder: Path) -> None:
+    encoder = OnnxEncoder(exported_folder)
+    texts = np.array(["river bread", "tea " * 80, "music"], object)
+    made = embed_batch(encoder, {"text": texts, "id": np.array([3, 1, 2])})
+    assert made.keys() == {"id", "embedding", "truncated"} and made["id"].tolist() == [3, 1, 2]
+    np.testing.assert_array_equal(made["embedding"], encoder.encode(list(texts)))
+    assert made["truncated"].tolist() == [False, True, False]
 
 
 def bad_pool(path: Path) -> str:
@@ -151,7 +230,7 @@ def test_bad_rows_are_set_aside_and_the_others_ranked(config: AttributionConfig,
         assert reason in row["reason"]
     kept = [f"r{place}" for place in range(200) if place not in (3, 70, 71, 150)]
     assert pq.read_table(Path(config.output) / "rows.parquet")["id"].to_pylist() == kept
-    assert run["counts"] == {"rows": 196, "rejected": 4, "queries": 6}
+    assert run["counts"] == {"rows": 196, "rejected": 4, "queries": 6, "broken_files": 0}
     assert run["encoder_fingerprint"] == OnnxEncoder(config.encoder).fingerprint and run["rows_per_second"] > 0
     assert (Path(config.output) / "config.yaml").read_text() == "encoder: given\n"
 
@@ -190,24 +269,25 @@ def test_a_kill_half_way_leaves_no_output(config: AttributionConfig, tmp_path: P
 def test_the_pool_is_never_held(config: AttributionConfig, tmp_path: Path) -> None:
     encoder, drawn, seen = OnnxEncoder(config.encoder), 0, []
 
-    def rows() -> Iterator[Example]:
+    def rows() -> Iterator[PoolRow]:
         nonlocal drawn
         for row in as_examples(make_rows(100, seed=0)):
             drawn += 1
-            yield row
+            yield PoolRow(row, None)
 
-    def watched() -> Iterator[list[Any]]:
-        for chunk in in_chunks(rows(), 10):
+    def watched() -> Iterator[list[PoolRow]]:
+        for shard in in_shards(rows(), 10):
             seen.append(drawn)
-            yield chunk
+            yield shard
 
-    attribute_rows(encoder, watched(), as_examples(make_rows(2, seed=1)), folder=tmp_path)
+    begin(tmp_path, {})
+    attribute_shards(tmp_path, watched(), make_ranking(encoder, as_examples(make_rows(2, seed=1)), top_k=5, top=5, chunk_rows=4))
     assert seen == list(range(10, 101, 10))
 
 
 def test_fewer_rows_than_top_k_and_no_contributor(config: AttributionConfig) -> None:
     attribute(replace(config, pool=replace(config.pool, limit=4, columns=Columns())))
-    top = pq.read_table(Path(config.output) / "topk.parquet").to_pydict()
+    top = read_top(Path(config.output))
     assert top["rank"] == [1, 2, 3, 4] * 6 and top["contributor"] == [None] * 24
 
 
@@ -232,8 +312,13 @@ def test_an_output_that_exists_is_refused(config: AttributionConfig) -> None:
         attribute(config)
 
 
-@pytest.mark.parametrize("name", ["top_k", "top", "chunk_rows"])
+@pytest.mark.parametrize("name", ["top_k", "top", "shard_rows", "chunk_rows"])
 def test_limits(config: AttributionConfig, name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}: 0; expected at least 1"):
         wrong: dict[str, Any] = {name: 0}
         replace(config, **wrong)
+
+
+def test_a_threshold_that_keeps_nothing_is_refused(config: AttributionConfig) -> None:
+    with pytest.raises(ConfigError, match=r"keep_above: 0\.5; expected less than keep_below, 0\.5"):
+        replace(config, keep_above=0.5, keep_below=0.5)

@@ -323,9 +323,9 @@ def test_a_corrupt_file_is_named(name: str, damage: str, tmp_path: Path) -> None
 
 
 def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    for name in ("rows.jsonl", "rows.csv"):
-        (tmp_path / name).write_bytes('id,prompt,response\n{"prompt": "Tür"}'.encode("latin-1"))
-        assert refusal(source(tmp_path / name)).startswith(f"{tmp_path / name}: cannot be read")
+    for name, content, place in (("rows.jsonl", '{"prompt": "Tür"}', ":1"), ("rows.csv", "id,prompt,response\n1,Tür,r", ": row 1")):
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
+        assert refusal(source(tmp_path / name)).startswith(f"{tmp_path / name}{place}: cannot be read as UTF-8")
 
 
 def test_what_cannot_be_a_source_is_refused(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def gate(passed: bool) -> dict[str, Any]:
 def make_truth(lds: dict[str, float] | None = None, removal: dict[str, float] | None = None) -> dict[str, Any]:
     """Return a truth: LDS by method, and the behaviour (from .5 with all rows to -.1 without the planted ones) after the largest budget."""
     truth: dict[str, Any] = {"schema_version": 1, "decoder": "small-lm", "git_commit": "3" * 12, "counts": {"rows": 40, "queries": 8}}
+    truth["decoder_fingerprint"] = "d" * 16
     if lds is not None:
         methods = {name: {"role": ROLES.get(name, "floor"), "lds": figure(value), "student_minus": None} for name, value in lds.items()}
         truth["lds"] = {"subsets": 40, "seeds": 2, "ceiling": figure(0.6), "methods": methods}

@@ -1,0 +1,167 @@
+"""One shard of an attribution: embedded, scored, quantised, and committed; a killed job loses the shard that it was at.
+
+    RUN/index/shard-00000.*             codes, scales and ids (`index.py`)
+    RUN/work/shard-00000.rows.parquet   id, contributor, score, best query of each usable row
+    RUN/work/shard-00000.best.safetensors        its top and bottom rows by query
+    RUN/work/shard-00000.rejected.jsonl          what was set aside
+    RUN/work/shard-00000.kept.jsonl, .removed.jsonl   where a threshold is set
+    RUN/work/shard-00000.json           commit record, written last: counts, checksums, and what the shard was made of
+
+A shard depends on nothing but its rows, the queries and the encoder, so made again it is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from influcoder.aggregation import aggregate
+from influcoder.commits import Writer, commit, read_record
+from influcoder.embed_batch import embed_rows
+from influcoder.errors import RunError
+from influcoder.examples import Example
+from influcoder.index import has_shard, write_shard
+from influcoder.onnx_encoder import OnnxEncoder
+from influcoder.pool import PoolRow, json_line, shard_fingerprint
+from influcoder.readers import Rejected
+from influcoder.top_k import TopK
+
+ROWS_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("contributor", pa.string()),
+        ("score", pa.float64()),
+        ("best_query_id", pa.string()),
+        ("best_score", pa.float32()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """What every shard of a job is scored by."""
+
+    encoder: OnnxEncoder
+    queries: Sequence[Example]
+    query_vectors: NDArray[np.float32]
+    """(Q, dim)"""
+    top_k: int
+    top: int | None
+    """a row's score is the mean over so many of its best queries"""
+    chunk_rows: int
+    """rows embedded and scored at a time"""
+    keep_above: float | None = None
+    keep_below: float | None = None
+
+    @property
+    def filters(self) -> bool:
+        """Whether rows are kept and removed by their score."""
+        return self.keep_above is not None or self.keep_below is not None
+
+    def keeps(self, scores: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which rows of these scores are kept."""
+        kept = np.ones(len(scores), bool)
+        if self.keep_above is not None:
+            kept &= scores > self.keep_above
+        if self.keep_below is not None:
+            kept &= scores < self.keep_below
+        return kept
+
+
+def shard_file(folder: Path, number: int, name: str) -> Path:
+    """Return where a shard's file `name` (`json`, `rows.parquet`, ...) lies in a run's folder."""
+    return folder / "work" / f"shard-{number:05d}.{name}"
+
+
+def finished_shard(folder: Path, number: int, shard: Sequence[PoolRow]) -> dict[str, Any] | None:
+    """Return the commit record of a shard that was made before; None when it has to be made.
+
+    Raises:
+        RunError: when it was made of other rows.
+    """
+    path = shard_file(folder, number, "json")
+    record = read_record(path)
+    if record is None or not has_shard(folder / "index", number):
+        return None
+    if record["fingerprint"] != shard_fingerprint(shard):
+        raise RunError(
+            f"{path}: made of other rows than the pool has now; expected the pool to stay as it is while a job is unfinished; "
+            f"bring it back, or remove {folder} to begin anew"
+        )
+    return record
+
+
+def make_shard(
+    folder: Path, number: int, shard: Sequence[PoolRow], ranking: Ranking, advance: Callable[[int], object] = lambda rows: None
+) -> dict[str, Any]:
+    """Embed, score, quantise and commit a shard of the pool; return its commit record. `advance` is told of rows as they are scored.
+
+    Raises:
+        RunError: when the encoder fails, or the disk does not take the files.
+    """
+    rows = [row.example for row in shard if isinstance(row.example, Example)]
+    rejected = [row.example for row in shard if isinstance(row.example, Rejected)]
+    best = {side: TopK(len(ranking.queries), ranking.top_k, side) for side in ("top", "bottom")}
+    vectors, tables, num_truncated = [np.empty((0, ranking.query_vectors.shape[1]), np.float32)], [ROWS_SCHEMA.empty_table()], 0
+    for start in range(0, len(rows), ranking.chunk_rows):
+        chunk = rows[start : start + ranking.chunk_rows]
+        embedded, truncated = embed_rows(ranking.encoder, chunk)
+        scores = ranking.query_vectors @ embedded.T
+        for kept in best.values():
+            kept.add(scores)
+        tables.append(_row_table(chunk, scores, ranking))
+        vectors.append(embedded)
+        num_truncated += int(truncated.sum())
+        advance(len(chunk))
+    table = pa.concat_tables(tables).combine_chunks()
+    write_shard(folder / "index", number, np.concatenate(vectors), [row.id for row in rows], [row.contributor for row in rows])
+    tensors = {f"{side}_{name}": getattr(kept, name) for side, kept in best.items() for name in ("scores", "rows")}
+    files: dict[str, Writer] = {
+        "rows.parquet": lambda path: pq.write_table(table, path, compression="zstd"),
+        "best.safetensors": lambda path: save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path),
+        "rejected.jsonl": lambda path: _write_lines(path, [json_line(asdict(row)) for row in rejected]),
+    }
+    facts = {
+        "rows": len(rows),
+        "rejected": len(rejected),
+        "broken_files": sum(row.rest_of_file for row in rejected),
+        "truncated": num_truncated,
+        "fingerprint": shard_fingerprint(shard),
+    }
+    if ranking.filters:
+        keeps = ranking.keeps(table["score"].to_numpy())
+        lines = [row.line for row in shard if row.line is not None]
+        for name, chosen in (("kept", keeps), ("removed", ~keeps)):
+            facts[name] = int(chosen.sum())
+            part = [lines[place] for place in np.flatnonzero(chosen)]
+            files[f"{name}.jsonl"] = lambda path, part=part: _write_lines(path, part)  # type: ignore[misc]  # binds the loop's own
+    named = {shard_file(folder, number, name).name: write for name, write in files.items()}
+    return commit(shard_file(folder, number, "json"), named, facts)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    with path.open("w", encoding="utf-8") as stream:
+        stream.writelines(lines)
+
+
+def _row_table(rows: Sequence[Example], scores: NDArray[np.float32], ranking: Ranking) -> pa.Table:
+    weights = np.array([query.weight for query in ranking.queries])
+    # the best query is one of the wanted behaviour: a contrast query explains nothing
+    wanted = np.flatnonzero(weights > 0) if (weights > 0).any() else np.arange(len(weights))
+    best = scores[wanted].argmax(axis=0)
+    columns = [
+        [row.id for row in rows],
+        [row.contributor for row in rows],
+        aggregate(scores, weights, ranking.top),
+        [ranking.queries[wanted[place]].id for place in best],
+        scores[wanted].max(axis=0),
+    ]
+    return pa.table(columns, schema=ROWS_SCHEMA)
