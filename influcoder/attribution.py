@@ -25,6 +25,7 @@ from tqdm import tqdm
 from influcoder.aggregation import DEFAULT_TOP
 from influcoder.attribution_shards import Ranking, finished_shard, make_shard, shard_file
 from influcoder.attribution_tables import REJECTED_FILE, write_tables
+from influcoder.calibration import load_mu_scale
 from influcoder.embed_batch import embed_rows
 from influcoder.errors import ConfigError, DataError, RunError
 from influcoder.examples import Example, fingerprint
@@ -95,7 +96,7 @@ def attribute(config: AttributionConfig, config_yaml: str | None = None) -> dict
         queries = read_examples(config.queries)
         ranking = make_ranking(
             encoder, queries, top_k=config.top_k, top=config.top, chunk_rows=config.chunk_rows,
-            keep_above=config.keep_above, keep_below=config.keep_below,
+            keep_above=config.keep_above, keep_below=config.keep_below, mu_scale=load_mu_scale(Path(config.encoder)),
         )  # fmt: skip
         made_by = {
             "encoder_fingerprint": encoder.fingerprint,

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from influcoder.aggregation import aggregate
+from influcoder.calibration import MuScale
 from influcoder.commits import Writer, commit, read_record
 from influcoder.embed_batch import embed_rows
 from influcoder.errors import RunError
@@ -60,6 +61,8 @@ class Ranking:
     """rows embedded and scored at a time"""
     keep_above: float | None = None
     keep_below: float | None = None
+    mu_scale: MuScale | None = None
+    """of an encoder whose teacher was f-influence: what its scores say of mu"""
 
     @property
     def filters(self) -> bool:

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
 from influcoder.attribution_shards import ROWS_SCHEMA, Ranking, shard_file
-from influcoder.examples import Example
 from influcoder.index import open_index, publish, remove_shards_from
 from influcoder.top_k import Side, TopK
 
@@ -47,13 +46,14 @@ def _write_top_k(folder: Path, records: Sequence[Mapping[str, Any]], ranking: Ra
         for side, kept in best.items():
             kept.merge(tensors[f"{side}_scores"], tensors[f"{side}_rows"], record["rows"])
     index = open_index(folder / "index", verify=False)
-    tables = [_side_table(side, kept, ranking.queries, index.look_up(kept.rows.ravel())) for side, kept in best.items()]
+    tables = [_side_table(side, kept, ranking, index.look_up(kept.rows.ravel())) for side, kept in best.items()]
     pq.write_table(pa.concat_tables(tables), folder / TOP_K_FILE)
 
 
-def _side_table(side: Side, kept: TopK, queries: Sequence[Example], rows: pa.Table) -> pa.Table:
-    scores = kept.scores
+def _side_table(side: Side, kept: TopK, ranking: Ranking, rows: pa.Table) -> pa.Table:
+    scores, queries = kept.scores, ranking.queries
     num_kept = scores.shape[1]
+    doubt = {} if ranking.mu_scale is None else ranking.mu_scale.intervals(scores.ravel())
     return pa.table(
         {
             "query_id": np.repeat([query.id for query in queries], num_kept),
@@ -62,5 +62,6 @@ def _side_table(side: Side, kept: TopK, queries: Sequence[Example], rows: pa.Tab
             "id": rows["id"],
             "score": scores.ravel(),
             "contributor": rows["contributor"],
+            **doubt,
         }
     )

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from influcoder.attribution import ROWS_FILE, unique_rows
+from influcoder.attribution_tables import ROWS_FILE
 from influcoder.contributions.canonical_json import BILLION
 from influcoder.contributions.values import Ints
 from influcoder.errors import DataError, RunError
@@ -34,8 +34,11 @@ def read_pool(source: DataSource) -> list[Example]:
         DataError: when a row has no contributor, or there is no usable row.
     """
     name = ", ".join(source.paths)
-    found = unique_rows(iterate_examples(source, "set_aside"), "set_aside", name)
-    rows = [row for row in found if isinstance(row, Example)]
+    by_id: dict[str, Example] = {}
+    for row in iterate_examples(source, "set_aside"):
+        if isinstance(row, Example):
+            by_id.setdefault(row.id, row)
+    rows = list(by_id.values())
     if not rows:
         raise DataError(f"{name}: no usable row; expected at least one; run influcoder attribute to see why each was set aside")
     for row in rows:

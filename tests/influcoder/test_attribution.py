@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -322,3 +323,19 @@ def test_limits(config: AttributionConfig, name: str) -> None:
 def test_a_threshold_that_keeps_nothing_is_refused(config: AttributionConfig) -> None:
     with pytest.raises(ConfigError, match=r"keep_above: 0\.5; expected less than keep_below, 0\.5"):
         replace(config, keep_above=0.5, keep_below=0.5)
+
+
+def test_a_student_of_f_influence_says_which_rows_it_can_tell_from_none(config: AttributionConfig, tmp_path: Path) -> None:
+    encoder = Path(shutil.copytree(config.encoder, tmp_path / "encoder"))
+    (encoder / "fidelity.json").write_text(json.dumps({"validation": {"mu": {"slope": 4.0, "intercept": -1.0, "deviation": 1.4}}}))
+    attribute(config)
+    plain = pq.read_table(tmp_path / "run" / "topk.parquet")
+    assert not {"mu", "mu_lower", "mu_upper", "distinguishable"} & set(plain.column_names)
+    attribute(replace(config, encoder=str(encoder), output=str(tmp_path / "told")))
+    found = pq.read_table(tmp_path / "told" / "topk.parquet")
+    assert found.select(plain.column_names).equals(plain)
+    mu = 4.0 * plain["score"].to_numpy().astype(np.float64) - 1.0
+    np.testing.assert_allclose(found["mu"].to_numpy(), mu)
+    np.testing.assert_allclose(found["mu_upper"].to_numpy() - found["mu_lower"].to_numpy(), 2 * 1.959964 * 1.4, rtol=1e-6)
+    assert found["distinguishable"].to_pylist() == [bool(abs(value) > 1.959964 * 1.4) for value in mu]
+    assert 0 < sum(found["distinguishable"].to_pylist()) < len(mu)
