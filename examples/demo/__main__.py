@@ -45,7 +45,7 @@ def main() -> int:
         if code:
             return code
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
-    print(f"\nDone in {minutes} min {seconds} s. Look at runs/demo/eval/fidelity.png and runs/demo/attribution/topk.parquet")
+    print(f"\nDone in {minutes} min {seconds} s. Look at runs/demo/eval/report.html and runs/demo/attribution/topk.parquet")
     return 0
 
 
