@@ -123,7 +123,7 @@ def _removal(config: TruthConfig, name: str, removal: RemovalConfig, teacher: Te
     weights = np.array([row.weight for row in shown])
     margins = _margin(losses[..., : len(shown)].astype(np.float64), weights)  # (sets, seeds)
     prices = losses[..., len(shown) :].mean(axis=-1).astype(np.float64)
-    behaviour, price = ({key: _over_seeds(values) for key, values in zip(masks, found, strict=True)} for found in (margins, prices))
+    behaviour, price = (dict(zip(masks, over_seeds(found), strict=True)) for found in (margins, prices))
     methods = {
         method: {
             "role": flagged.roles[method],
@@ -152,11 +152,18 @@ def _margin(losses: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArra
     return margin
 
 
-def _over_seeds(values: NDArray[np.float64]) -> dict[str, float]:
-    """Return the mean over trainings with its 95 % interval by Student's t; one training has none beyond itself."""
-    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-    mean = float(values.mean())
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(values)}
+def over_seeds(values: NDArray[np.float64]) -> list[dict[str, float]]:
+    """Return each set's mean over trainings with its 95 % interval, from (sets, seeds).
+
+    A set has two or three trainings, too few for a deviation of its own: one deviation is pooled over all sets, by Student's t of
+    sets x (seeds - 1) degrees. One training a set leaves nothing to pool: the interval is its value.
+    """
+    sets, seeds = values.shape
+    half = 0.0
+    if seeds > 1:
+        pooled = np.sqrt(values.var(axis=1, ddof=1).mean())
+        half = float(t.ppf(0.975, sets * (seeds - 1)) * pooled / np.sqrt(seeds))
+    return [{"mean": float(mean), "low": float(mean) - half, "high": float(mean) + half, "n": seeds} for mean in values.mean(axis=1)]
 
 
 def figure(estimate: Estimate) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from eval.truth.config import LdsConfig, MethodConfig, RemovalConfig, TruthConfi
 from eval.truth.lds import ceiling, lds_estimates
 from eval.truth.methods import Method
 from eval.truth.removal import flag_rows
-from eval.truth.stage import run
+from eval.truth.stage import over_seeds, run
 from influcoder.errors import ConfigError, RunError
 from influcoder.influence import decoder_retraining
 from influcoder.influence.decoder import DecoderConfig, load_decoder
@@ -284,3 +284,18 @@ def test_behaviour_becomes_a_target(judged: Runs) -> None:
     edit_record(judged.folder / "kept", rows_fingerprint="0" * 16)
     with pytest.raises(RunError, match="repeated another teacher"):
         behavioural.run(replace(config, output=str(judged.folder / "other")), "")
+
+
+def test_the_deviation_of_trainings_is_pooled_over_sets() -> None:
+    random = np.random.default_rng(0)
+    true = random.normal(size=400)
+    held = [
+        low["low"] <= value <= low["high"]
+        for block in true.reshape(40, 10)
+        for value, low in zip(block, over_seeds(block[:, None] + random.normal(size=(10, 2))), strict=True)
+    ]
+    assert 0.92 <= np.mean(held) <= 0.98
+    found = over_seeds(np.array([[1.0, 3.0], [5.0, 5.0]]))
+    half = 4.302652729911275 * 1.0 / np.sqrt(2)  # t of 2 degrees; variances 2 and 0 pool to 1
+    assert [(one["mean"], one["low"], one["n"]) for one in found] == [(2.0, pytest.approx(2 - half), 2), (5.0, pytest.approx(5 - half), 2)]
+    assert over_seeds(np.array([[1.0]]))[0]["low"] == 1.0
