@@ -51,7 +51,7 @@ def run(config: TruthConfig, resolved_yaml: str) -> dict[str, Any]:
     with create_run(output, "truth", resolved_yaml, resume=True) as made:
         truth = _measure(config, teacher, recipe, made)
         made.facts = {"teacher": config.teacher, "seed": config.seed, "rows_fingerprint": teacher.record["rows_fingerprint"]}
-        write_json_atomic(made.folder / "truth.json", truth)
+        write_json_atomic(made.folder / "truth.json", truth | {"git_commit": git_commit()})
         sections = make_sections(truth)
         write_text_atomic(made.folder / "table.md", to_markdown(sections))
         write_plot(made.folder / "truth.png", truth)
@@ -65,7 +65,6 @@ def _measure(config: TruthConfig, teacher: TeacherRun, recipe: Recipe, made: Run
         "schema_version": SCHEMA_VERSION,
         "decoder": recipe.decoder.path or "fresh",
         "decoder_fingerprint": teacher.record["decoder_fingerprint"],
-        "git_commit": git_commit(),
         "counts": {"rows": len(teacher.rows), "queries": len(teacher.queries)},
     }
     methods = ask_methods(config, teacher) if config.lds or config.tail_patch else {}
