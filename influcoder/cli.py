@@ -1,4 +1,4 @@
-"""The `influcoder` command: `attribute`, `contributions`, `export` and `verify`, also as `python -m influcoder`.
+"""The `influcoder` command: `attribute`, `contributions`, `export`, `serve` and `verify`, also as `python -m influcoder`.
 
 Each command is a dataclass parsed as the stages' configs are (`influcoder.program`). Torch is imported by `export` alone.
 """
@@ -21,6 +21,7 @@ commands:
   attribute      rank the rows of a pool by their influence on queries: --encoder --pool.paths --queries.paths --output
   contributions  value who gave the rows, in a signed report: the same and --attribution --key (made by --make-key KEY.pem)
   export         write an encoder folder's ONNX graph, accepted only if it ranks as torch does: --encoder --sample.paths
+  serve          answer queries over HTTP from an index, with a page to explore it: --encoder --index [--rows.paths --port]
   verify         check a contribution report and name what differs: REPORT --encoder --pool.paths --queries.paths
 
 influcoder COMMAND --help lists a command's settings; influcoder --version prints the version."""
@@ -139,9 +140,21 @@ def _export(arguments: Sequence[str]) -> None:
     )
 
 
+def _serve(arguments: Sequence[str]) -> None:
+    from influcoder.serving.config import ServeConfig
+
+    config, _ = parse_config(ServeConfig, arguments, "influcoder serve")
+    for module in ("fastapi", "uvicorn", "prometheus_client"):
+        require(module, "serve")
+    from influcoder.serving.server import serve
+
+    serve(config, lambda address, rows: print(f"{address}: {rows} rows; stop it with Ctrl+C", flush=True))
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "attribute": _attribute,
     "contributions": _contributions,
     "export": _export,
+    "serve": _serve,
     "verify": _verify,
 }

@@ -53,12 +53,12 @@ class Page:
                 return result
             self.events.append(answer)
 
-    def open(self, path: Path, width: int, *, dark: bool = False) -> None:
-        """Load a file in a window of that many pixels, and wait until it is there."""
+    def open(self, page: Path | str, width: int, *, dark: bool = False) -> None:
+        """Load a file or an address in a window of that many pixels, and wait until it is there."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._read())
 

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 NEEDS_TRAIN = {"error_pooling", "onnx_export", "sentence_encoder", "training"}
-"""modules of influcoder/*.py that belong to the extra `train`; of sub-packages, contributions alone is looked at"""
+"""modules of influcoder/*.py that belong to the extra `train`; of sub-packages, contributions is looked at, and what of serving needs no server"""
 
 NOT_IN_BASE = (
     "bm25s",
     "cryptography",
     "datasets",
     "datasketch",
+    "fastapi",
     "lightning",
     "matplotlib",
     "onnx",
@@ -21,11 +22,15 @@ NOT_IN_BASE = (
     "onnxruntime",
     "pandas",
     "peft",
+    "prometheus_client",
+    "pydantic",
     "scipy",
     "sentence_transformers",
     "sklearn",
+    "starlette",
     "torch",
     "transformers",
+    "uvicorn",
     "wandb",
 )
 """onnxruntime too: which of its two packages is installed is the user's choice, by extra"""
@@ -43,6 +48,7 @@ def test_every_module_of_the_base_install_imports_without_the_extras(repository:
     stems |= {f"contributions.{path.stem}" for path in (repository / "influcoder" / "contributions").glob("*.py")} - {
         "contributions.__init__"
     }
+    stems |= {"serving.answers", "serving.batching", "serving.config", "serving.row_texts"}
     assert len(stems) > 30
     code = f"import importlib, influcoder\nfor stem in {sorted(stems)!r}: importlib.import_module('influcoder.' + stem)\nprint('all')"
     assert run_without_extras(code, repository) == "all\n"

@@ -55,6 +55,7 @@ def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
     assert {name.partition("/")[0] for name in names} == {"influcoder", "influcoder-0.1.0.dist-info"}
     assert {
         "influcoder/contributions/page.html",
+        "influcoder/serving/explorer.html",
         "influcoder/py.typed",
         "influcoder/influence/gradients.py",
         "influcoder-0.1.0.dist-info/licenses/LICENSE",
