@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +39,9 @@ def retrained_losses(folder: Path, retrainer: Retrainer, masks: NDArray[np.bool_
     places = [_place(folder, mask, seed, asked) for mask, seed in jobs]
     lacking = {place: job for place, job in zip(places, jobs, strict=True) if not place.exists()}
     (folder / FOLDER).mkdir(exist_ok=True)
+    print(
+        f"{title}: {len(lacking)} of {len(set(places))} models to train on up to {int(masks.sum(axis=1).max())} rows, {workers} side by side"
+    )
     with tqdm(total=len(set(places)), initial=len(set(places)) - len(lacking), desc=title, unit="model", disable=None) as progress:
         names = list(lacking)
         for number, losses in retrain_many(retrainer, list(lacking.values()), workers):
@@ -73,9 +75,3 @@ def _read(place: Path, expected: int) -> Losses:
     if losses.shape != (expected,) or not np.isfinite(losses).all():
         raise RunError(f"{place}: shape {losses.shape} or not finite; expected {expected} losses; remove it to train anew")
     return losses
-
-
-def missing(folder: Path, retrainer: Retrainer, masks: Sequence[Mask], seeds: int) -> int:
-    """Return how many models are still to be trained."""
-    asked = "\n".join(row.id for row in retrainer.asked)
-    return len({place for mask in masks for seed in range(seeds) if not (place := _place(folder, mask, seed, asked)).exists()})
