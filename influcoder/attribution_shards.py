@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def make_shard(
         for name, chosen in (("kept", keeps), ("removed", ~keeps)):
             facts[name] = int(chosen.sum())
             part = [lines[place] for place in np.flatnonzero(chosen)]
-            files[f"{name}.jsonl"] = lambda path, part=part: _write_lines(path, part)  # type: ignore[misc]  # binds the loop's own
+            files[f"{name}.jsonl"] = partial(_write_lines, lines=part)
     named = {shard_file(folder, number, name).name: write for name, write in files.items()}
     return commit(shard_file(folder, number, "json"), named, facts)
 

@@ -57,6 +57,15 @@ def create_app(
         answer, size=lambda question: len(question.queries), max_size=limits.batch_queries, max_waiting=limits.waiting
     )  # fmt: skip
     app = _empty_app()
+    _add_attribute(app, attributor, batcher, limits)
+    _add_rows(app, texts)
+    _add_facts(app, attributor, metrics, limits, texts=texts is not None, token=token is not None)
+    _add_explorer(app)
+    return Guard(app=app, limits=limits, token=token, host=host, metrics=metrics, log_requests=log_requests)
+
+
+def _add_attribute(app: FastAPI, attributor: Attributor, batcher: Batcher[Question, Answer], limits: Limits) -> None:
+    manifest = attributor.index.manifest
 
     @app.post(
         "/attribute",
@@ -72,6 +81,8 @@ def create_app(
             | {"rows": manifest.num_rows, "index_version": manifest.version, "encoder": manifest.encoder_fingerprint}
         )
 
+
+def _add_rows(app: FastAPI, texts: RowTexts | None) -> None:
     @app.get("/rows/{row_id:path}", responses=_refusals(401, 404))
     def row(row_id: str) -> RowText:
         """Return the text of a row, where the server was given the pool."""
@@ -82,12 +93,16 @@ def create_app(
             raise Problem(404, f"row {row_id!r:.100}: no such row; expected an id that /attribute returned")
         return RowText.model_validate(found)
 
+
+def _add_facts(app: FastAPI, attributor: Attributor, metrics: Metrics, limits: Limits, *, texts: bool, token: bool) -> None:
+    manifest = attributor.index.manifest
+
     @app.get("/health")
     async def health() -> Health:
         """Say what is served."""
         return Health(
             status="ok", rows=manifest.num_rows, index_version=manifest.version, encoder=manifest.encoder_fingerprint,
-            texts=texts is not None, token=token is not None,
+            texts=texts, token=token,
             max_queries=limits.queries, max_k=limits.k, max_text_chars=limits.text_chars,
         )  # fmt: skip
 
@@ -96,13 +111,13 @@ def create_app(
         """Return counts for Prometheus."""
         return Response(metrics.text(), media_type=METRICS_TYPE)
 
+
+def _add_explorer(app: FastAPI) -> None:
     page, policy = explorer()
 
     @app.get("/", include_in_schema=False)
     async def explore() -> HTMLResponse:
         return HTMLResponse(page, headers={"content-security-policy": policy, "referrer-policy": "no-referrer"})
-
-    return Guard(app=app, limits=limits, token=token, host=host, metrics=metrics, log_requests=log_requests)
 
 
 def explorer() -> tuple[str, str]:
