@@ -17,7 +17,7 @@ install: .venv/.installed ## make .venv and install the checkout with the pinned
 	@echo "installing into .venv (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install --constraint constraints.txt torch==2.13.0
-	@$(PIP) install --constraint constraints.txt --editable '.[cpu,train,contributions,serve,wandb,dev]'
+	@$(PIP) install --constraint constraints.txt --editable '.[cpu,train,contributions,openvino,serve,wandb,dev]'
 	@touch $@
 
 demo: install ## the whole of influcoder on a small invented world, offline, in minutes

@@ -31,6 +31,7 @@ from influcoder.errors import ConfigError, DataError, RunError
 from influcoder.examples import Example, fingerprint
 from influcoder.index import remove_manifests
 from influcoder.onnx_encoder import OnnxEncoder
+from influcoder.onnx_settings import Variant
 from influcoder.pool import PoolRow, estimate_rows, in_shards, iterate_pool
 from influcoder.readers import DataSource, OnBadRow, read_examples
 from influcoder.runs import create_run, write_json_atomic
@@ -67,8 +68,12 @@ class AttributionConfig:
     """rows committed at a time: what a kill costs at most, and held in memory as text and embeddings"""
     chunk_rows: int = 1024
     """rows of a shard that are tokenised, embedded and scored at a time"""
+    variant: Variant = "fp32"
+    """fp32, or what `influcoder export --variants` wrote and accepted: int8 for CPUs, bf16 for CPUs that have it, fp16 for GPUs"""
+    dim: int | None = None
+    """embed with the first so many numbers alone: a smaller index, a rougher ranking (onnx/parity.json says by how much); null takes all"""
     providers: tuple[str, ...] = ()
-    """onnxruntime's execution providers, best first; empty takes CUDA when there, else CPU"""
+    """onnxruntime's execution providers, best first, or OpenVINO; empty takes CUDA when there, else CPU"""
 
     def __post_init__(self) -> None:
         for name in ("top_k", "top", "shard_rows", "chunk_rows"):
@@ -92,7 +97,7 @@ def attribute(config: AttributionConfig, config_yaml: str | None = None) -> dict
     """
     resolved = config_yaml or json.dumps(asdict(config), indent=2) + "\n"
     with create_run(Path(config.output), "attribution", resolved, resume=True) as run:
-        encoder = OnnxEncoder(config.encoder, providers=config.providers or None)
+        encoder = OnnxEncoder(config.encoder, variant=config.variant, dim=config.dim, providers=config.providers or None)
         queries = read_examples(config.queries)
         ranking = make_ranking(
             encoder, queries, top_k=config.top_k, top=config.top, chunk_rows=config.chunk_rows,

@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from influcoder.aggregation import aggregate
 from influcoder.calibration import MuScale
 from influcoder.commits import Writer, commit, read_record
-from influcoder.embed_batch import embed_rows
+from influcoder.embed_batch import embed_chunks
 from influcoder.errors import RunError
 from influcoder.examples import Example
 from influcoder.index import has_shard, write_shard
@@ -115,9 +115,7 @@ def make_shard(
     rejected = [row.example for row in shard if isinstance(row.example, Rejected)]
     best = {side: TopK(len(ranking.queries), ranking.top_k, side) for side in ("top", "bottom")}
     vectors, tables, num_truncated = [np.empty((0, ranking.query_vectors.shape[1]), np.float32)], [ROWS_SCHEMA.empty_table()], 0
-    for start in range(0, len(rows), ranking.chunk_rows):
-        chunk = rows[start : start + ranking.chunk_rows]
-        embedded, truncated = embed_rows(ranking.encoder, chunk)
+    for chunk, embedded, truncated in embed_chunks(ranking.encoder, rows, ranking.chunk_rows):
         scores = ranking.query_vectors @ embedded.T
         for kept in best.values():
             kept.add(scores)

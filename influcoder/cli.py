@@ -11,6 +11,7 @@ from pathlib import Path
 
 import influcoder
 from influcoder.errors import ConfigError, require
+from influcoder.onnx_settings import Variant
 from influcoder.program import parse_config, run_program
 from influcoder.readers import DataSource, read_examples
 from influcoder.text_format import load_text_format, render
@@ -29,14 +30,16 @@ influcoder COMMAND --help lists a command's settings; influcoder --version print
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write `onnx/` into an encoder folder, accepted only when its rankings agree with torch's."""
+    """Write `onnx/` into an encoder folder, each graph accepted only when its rankings agree with torch's."""
 
     encoder: str
     """sentence-transformers folder with `text_format.json`"""
     sample: DataSource
     """rows like those to attribute, of mixed lengths: rankings are compared on them; some hundreds are enough"""
+    variants: tuple[Variant, ...] = ()
+    """beside float32: int8 for CPUs, bf16 for CPUs that have it (by OpenVINO), fp16 for GPUs; each must rank at .99 of torch"""
     minimum_spearman: float = 0.999
-    """least mean per-query Spearman between torch and onnxruntime, -1 to 1"""
+    """least mean per-query Spearman between torch and onnxruntime in float32, -1 to 1"""
 
     def __post_init__(self) -> None:
         if not -1 <= self.minimum_spearman <= 1:
@@ -133,11 +136,13 @@ def _export(arguments: Sequence[str]) -> None:
     require("sentence_transformers", "train")
     from influcoder.onnx_export import export_encoder  # torch
 
-    parity = export_encoder(folder, texts, minimum_spearman=config.minimum_spearman)
+    parity = export_encoder(folder, texts, variants=config.variants, minimum_spearman=config.minimum_spearman)
     print(
         f"{folder / 'onnx'}: accepted; per-query Spearman {parity['spearman_mean']:.6f} "
         f"(least {parity['spearman_min']:.6f}) over {parity['queries']} queries and {parity['rows']} rows"
     )
+    for name, found in parity["variants"].items():
+        print(f"{name}: accepted; per-query Spearman {found['spearman_mean']:.4f}, overlap of the first ten {found['top_overlap']:.2f}")
 
 
 def _serve(arguments: Sequence[str]) -> None:

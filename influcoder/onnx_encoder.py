@@ -1,4 +1,4 @@
-"""Encode text without torch: `tokenizers` and `onnxruntime` on the folder that `influcoder export` completed.
+"""Encode text without torch: `tokenizers` and a runtime on the folder that `influcoder export` completed.
 
 Embeddings are float32 unit rows, in the order of the texts, so a score is a dot product. The graph holds pooling, heads
 and normalisation; this file only tokenises, batches by length, and feeds it.
@@ -6,81 +6,81 @@ and normalisation; this file only tokenises, batches by length, and feeds it.
 
 from __future__ import annotations
 
-import json
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from influcoder.errors import ConfigError, MissingExtraError, RunError, require
-from influcoder.runs import sha256_of_file, write_text_atomic
+from influcoder.errors import ConfigError, RunError
+from influcoder.onnx_sessions import load_session
+from influcoder.onnx_settings import GRAPH_FOLDER, GraphSettings, Variant, graph_file, load_settings
 from influcoder.text_format import load_text_format
 
-GRAPH_FOLDER = "onnx"
-GRAPH_FILE = "model.onnx"
-SETTINGS_FILE = "encoder.json"
-SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphSettings:
-    """`encoder.json`: what feeding the graph takes."""
-
-    max_seq_length: int
-    """longer texts are cut to so many tokens, special ones included"""
-    dim: int
-    """numbers in an embedding"""
-    inputs: tuple[str, ...]
-    """the graph's inputs, in order"""
-    pad_token_id: int
-    tokenizer: str
-    """file name of the fast tokenizer, in the encoder folder"""
-    sha256: str
-    """of model.onnx: the encoder's fingerprint"""
+CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 1024, 16384
+"""a batch that stays in a core's cache; one that fills a GPU"""
 
 
 class OnnxEncoder:
-    """An exported encoder on onnxruntime."""
+    """An exported encoder."""
 
     def __init__(
-        self, folder: str | Path, *, providers: Sequence[str] | None = None, batch_tokens: int = 8192, graph_folder: str = GRAPH_FOLDER
+        self,
+        folder: str | Path,
+        *,
+        variant: Variant = "fp32",
+        dim: int | None = None,
+        providers: Sequence[str] | None = None,
+        batch_tokens: int | None = None,
+        threads: int | None = None,
+        graph_folder: str = GRAPH_FOLDER,
     ) -> None:
         """Load an encoder folder.
 
         Args:
             folder: sentence-transformers folder with `onnx/` and `text_format.json`.
-            providers: onnxruntime's execution providers, best first; None takes CUDA when onnxruntime offers it, else CPU.
-            batch_tokens: tokens in a batch, padding included; lower it when memory is short.
+            variant: fp32; int8, on a CPU; bf16, on a CPU that has it, by OpenVINO; fp16, on a GPU. Each was accepted at the export.
+            dim: take the first so many numbers of an embedding, at length 1 again (Matryoshka); None takes all.
+            providers: onnxruntime's execution providers, best first, or OpenVINO; None takes CUDA when onnxruntime offers it, else CPU.
+            batch_tokens: tokens in a batch, padding included; None takes 1024 a core, on a GPU 16384.
+            threads: batches that are worked on at a time; None takes the cores that this process may use, on a GPU 1.
             graph_folder: sub-folder that holds the graph.
 
         Raises:
-            RunError: when a file is missing, unreadable, or not what its record says.
-            ConfigError: when onnxruntime does not offer a provider.
-            MissingExtraError: when onnxruntime is not installed.
+            RunError: when a file is missing, unreadable, hostile, or not what its record says, or the variant was not exported.
+            ConfigError: when a provider is not offered, or a number is out of range.
+            MissingExtraError: when the runtime is not installed.
         """
         folder = Path(folder)
-        if batch_tokens < 1:
-            raise ConfigError(f"batch_tokens: {batch_tokens}; expected at least 1")
-        self.settings = load_settings(folder, graph_folder)
+        for name, value in (("batch_tokens", batch_tokens), ("threads", threads), ("dim", dim)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: {value}; expected at least 1")
+        settings = load_settings(folder, graph_folder)
+        if dim is not None and dim > settings.dim:
+            raise ConfigError(f"dim: {dim}; expected at most the {settings.dim} numbers of {folder}")
+        self.settings = replace(settings, dim=dim or settings.dim)
         self.text_format = load_text_format(folder)
-        self._tokenizer = _load_tokenizer(folder / self.settings.tokenizer, self.settings.max_seq_length)
-        self._session = _load_session(folder / graph_folder / GRAPH_FILE, self.settings.sha256, providers)
-        self._batch_tokens = batch_tokens
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the graph."""
-        return self.settings.sha256
+        self._tokenizer = _load_tokenizer(folder / settings.tokenizer, settings.max_seq_length)
+        path, checksum = graph_file(folder / graph_folder, settings, variant)
+        marks = [*(["bf16"] if variant == "bf16" else []), *([f"first {dim}"] if dim not in (None, settings.dim) else [])]
+        self.fingerprint = hashlib.sha256(" ".join([checksum, *marks]).encode()).hexdigest() if marks else checksum
+        """what embeds: SHA-256 of the graph, and of what is done otherwise with it"""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        names = None if providers is None else list(providers)
+        self._session = load_session(path, names, threads or cores, bfloat16=variant == "bf16")
+        on_cpu = self.provider in ("CPUExecutionProvider", "OpenVINO")
+        self._threads = threads or (cores if on_cpu else 1)
+        self._batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if on_cpu else GPU_BATCH_TOKENS)
 
     @property
     def provider(self) -> str:
-        """The execution provider that onnxruntime really took."""
-        return str(self._session.get_providers()[0])
+        """The execution provider that was really taken."""
+        return self._session.provider
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return unit rows `(texts, dim)`, in the order of the texts."""
@@ -97,13 +97,32 @@ class OnnxEncoder:
             RunError: when the graph returns numbers that are not finite.
         """
         embeddings = np.empty((len(encodings), self.settings.dim), np.float32)
-        for batch in length_batches([len(encoding.ids) for encoding in encodings], self._batch_tokens):
-            feed = _padded_batch([encodings[place] for place in batch], self.settings)
-            embeddings[batch] = self._session.run(None, feed)[0]
+
+        def run(batch: list[int]) -> None:
+            embeddings[batch] = self._sliced(self._session.run(_padded_batch([encodings[place] for place in batch], self.settings)))
+
+        batches = list(length_batches([len(encoding.ids) for encoding in encodings], self._batch_tokens))
+        if self._threads == 1 or len(batches) < 2:
+            for batch in batches:
+                run(batch)
+        else:
+            with ThreadPoolExecutor(min(self._threads, len(batches))) as pool:
+                list(pool.map(run, batches))
         if not np.isfinite(embeddings).all():
             text = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
             raise RunError(f"encoder: text {text + 1} of {len(encodings)} has an embedding that is not finite; train or export it again")
         return embeddings
+
+    def _sliced(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        return embeddings if embeddings.shape[1] == self.settings.dim else first_numbers(embeddings, self.settings.dim)
+
+
+def first_numbers(embeddings: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+    """Return the first `dim` numbers of unit rows, at length 1 again; a row that has none of its length there stays 0."""
+    part = embeddings[:, :dim]
+    lengths = np.sqrt(np.square(part).sum(axis=1, keepdims=True))
+    unit: NDArray[np.float32] = part / np.where(lengths > 0, lengths, np.float32(1))
+    return unit
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -118,36 +137,6 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[i
         yield batch
 
 
-def save_settings(folder: Path, settings: GraphSettings) -> None:
-    """Write `encoder.json` into the graph's folder."""
-    write_text_atomic(folder / SETTINGS_FILE, json.dumps({"schema_version": SCHEMA_VERSION, **asdict(settings)}, indent=2) + "\n")
-
-
-def load_settings(folder: Path, graph_folder: str = GRAPH_FOLDER) -> GraphSettings:
-    """Read `encoder.json` of an encoder folder.
-
-    Raises:
-        RunError: when the encoder was not exported, or the file is unreadable or of another version.
-    """
-    path = folder / graph_folder / SETTINGS_FILE
-    if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder; expected an encoder, as a student run holds it; check the path")
-    if not path.is_file():
-        raise RunError(
-            f"{folder}: no {graph_folder}/{SETTINGS_FILE}; expected an exported encoder; run: influcoder export --encoder {folder}"
-        )
-    try:
-        content = json.loads(path.read_text())
-        version = content.pop("schema_version")
-        if version != SCHEMA_VERSION:
-            raise RunError(
-                f"{path}: schema {version!r}, expected {SCHEMA_VERSION}; use the influcoder release that wrote it, or export again"
-            )
-        return GraphSettings(**content | {"inputs": tuple(content["inputs"])})
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: not readable ({error}); expected the record of an exported encoder; export it again") from error
-
-
 def _load_tokenizer(path: Path, max_seq_length: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -157,32 +146,6 @@ def _load_tokenizer(path: Path, max_seq_length: int) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_seq_length)
     return tokenizer
-
-
-def _load_session(path: Path, sha256: str, providers: Sequence[str] | None) -> Any:
-    onnxruntime = _require_onnxruntime()
-    offered = onnxruntime.get_available_providers()
-    providers = providers or [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in offered]
-    unknown = [name for name in providers if name not in offered]
-    if unknown:
-        raise ConfigError(f"providers: onnxruntime does not offer {unknown[0]!r}; it has {', '.join(offered)}; name one of those")
-    if not path.is_file():
-        raise RunError(f"{path}: missing; expected the exported graph; export the encoder again")
-    found = sha256_of_file(path)
-    if found != sha256:
-        raise RunError(
-            f"{path}: checksum {found[:12]}, expected {sha256[:12]}; the graph is corrupt or another's; export the encoder again"
-        )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
-
-
-def _require_onnxruntime() -> ModuleType:
-    try:
-        return require("onnxruntime", "cpu")
-    except MissingExtraError as error:
-        raise MissingExtraError(f"{error} (or 'influcoder[gpu]' for NVIDIA; never both)") from error
 
 
 def _padded_batch(encodings: Sequence[Encoding], settings: GraphSettings) -> dict[str, NDArray[np.int64]]:

@@ -1,6 +1,6 @@
-"""Export an encoder folder to one ONNX graph, accepted only when it *ranks* as torch does.
+"""Export an encoder folder to ONNX graphs, each accepted only when it *ranks* as torch does.
 
-The graph takes token ids and returns unit vectors: transformer, pooling, heads and normalisation are inside. It is made
+A graph takes token ids and returns unit vectors: transformer, pooling, heads and normalisation are inside. All are made
 in a temporary sub-folder, which becomes `onnx/` only after the rankings agree; a refused export leaves nothing.
 """
 
@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from influcoder.errors import DataError, RunError, require
-from influcoder.metrics import per_query_spearman
-from influcoder.onnx_encoder import GRAPH_FILE, GRAPH_FOLDER, GraphSettings, OnnxEncoder, save_settings
+from influcoder.onnx_encoder import OnnxEncoder
+from influcoder.onnx_parity import VARIANT_OVERLAP, VARIANT_SPEARMAN, accept, compare_rankings, measure_slices
+from influcoder.onnx_settings import GRAPH_FILES, GRAPH_FOLDER, GraphSettings, Variant, load_settings, save_settings
+from influcoder.onnx_variants import write_fp16, write_int8
 from influcoder.runs import sha256_of_file, write_text_atomic
 from influcoder.sentence_encoder import load_sentence_encoder
 from influcoder.text_format import load_text_format
@@ -34,24 +37,27 @@ PARITY_FILE = "parity.json"
 TOKENIZER_FILE = "tokenizer.json"
 OUTPUT_NAME = "sentence_embedding"
 """not `embedding`: the exporter gives that name to the token lookup inside"""
-MAX_QUERIES = 64
 MIN_SAMPLE = 8
 MAX_GRAPH_BYTES = 2_000_000_000
 """one ONNX file is one protobuf message, which ends at 2 GiB"""
 
 
-def export_encoder(folder: str | Path, sample_texts: Sequence[str], *, minimum_spearman: float = 0.999) -> dict[str, Any]:
+def export_encoder(
+    folder: str | Path, sample_texts: Sequence[str], *, variants: Sequence[Variant] = (), minimum_spearman: float = 0.999
+) -> dict[str, Any]:
     """Write `folder/onnx/` and return its `parity.json`.
 
     Args:
         folder: a sentence-transformers folder with `text_format.json`.
         sample_texts: rendered texts of mixed lengths; the first half, at most 64, are queries, the others are ranked.
-        minimum_spearman: least mean per-query Spearman between torch and onnxruntime.
+        variants: what to write beside float32.
+        minimum_spearman: least mean per-query Spearman between torch and float32 on onnxruntime.
 
     Raises:
-        RunError: when the folder is no encoder or was exported already, or the rankings differ; then no `onnx/` is left.
+        RunError: when the folder is no encoder or was exported already, or rankings differ; then no `onnx/` is left.
+        ConfigError: when the processor cannot run a variant.
         DataError: when the sample has too few different texts.
-        MissingExtraError: when onnxruntime or the exporter is not installed.
+        MissingExtraError: when a runtime or the exporter is not installed.
     """
     folder = Path(folder)
     sample = _check_inputs(folder, sample_texts)
@@ -61,18 +67,45 @@ def export_encoder(folder: str | Path, sample_texts: Sequence[str], *, minimum_s
     try:
         model = load_sentence_encoder(folder).float().eval()
         opset = _write_graph(model, partial, folder)
+        # one text at a time: the truth has no padding, so that padding which leaks into the graph's batches shows
+        truth = model.encode(sample, batch_size=1, normalize_embeddings=True, show_progress_bar=False)
         encoder = OnnxEncoder(folder, providers=["CPUExecutionProvider"], graph_folder=partial.name)
-        parity = _compare_rankings(model, encoder, sample) | {"opset": opset, "minimum_spearman": minimum_spearman}
-        parity["accepted"] = bool(parity["spearman_mean"] >= minimum_spearman)
-        if not parity["accepted"]:
-            raise RunError(
-                f"{folder}: the ONNX graph ranks otherwise than torch: mean per-query Spearman {parity['spearman_mean']:.6f}, "
-                f"expected at least {minimum_spearman}; the export was thrown away; report the architecture"
-            )
+        parity = compare_rankings(encoder.encode(sample), truth) | {"provider": encoder.provider, "opset": opset}
+        accept(folder, "fp32", parity, minimum_spearman, 0)
+        parity["variants"] = {
+            variant: _make_variant(variant, folder, partial, sample, truth) for variant in dict.fromkeys(variants) if variant != "fp32"
+        }
+        parity["slices"] = measure_slices(truth)
+        parity |= {"onnxruntime": str(require("onnxruntime", "cpu").__version__), "torch": torch.__version__}
         write_text_atomic(partial / PARITY_FILE, json.dumps(parity, indent=2) + "\n")
         os.replace(partial, folder / GRAPH_FOLDER)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return parity
+
+
+def _make_variant(variant: Variant, folder: Path, partial: Path, sample: Sequence[str], truth: NDArray[np.float32]) -> dict[str, Any]:
+    """Write a variant's graph into `partial`; return how it ranks, when that is good enough."""
+    source, target = partial / GRAPH_FILES["fp32"], partial / GRAPH_FILES[variant]
+
+    def embed(texts: Sequence[str]) -> tuple[NDArray[np.float32], str]:
+        settings = load_settings(folder, partial.name)
+        save_settings(partial, replace(settings, variants=dict(settings.variants) | {variant: sha256_of_file(target)}))
+        providers = None if variant == "bf16" else ["CPUExecutionProvider"]
+        encoder = OnnxEncoder(folder, variant=variant, providers=providers, graph_folder=partial.name)
+        return encoder.encode(texts), encoder.provider
+
+    facts: dict[str, Any] = {}
+    judged = slice(None)
+    if variant == "fp16":
+        write_fp16(source, target)
+    elif variant == "int8":
+        calibration, judged = slice(1, None, 2), slice(0, None, 2)  # layers are chosen on other texts than they are judged on
+        texts, expected = sample[calibration], truth[calibration]
+        facts["float32_layers"] = write_int8(source, target, lambda: compare_rankings(embed(texts)[0], expected)["spearman_mean"])
+    found, provider = embed(sample[judged])
+    parity = compare_rankings(found, truth[judged]) | facts | {"provider": provider, "bytes": target.stat().st_size}
+    accept(folder, variant, parity, VARIANT_SPEARMAN, VARIANT_OVERLAP)
     return parity
 
 
@@ -123,6 +156,8 @@ def _write_graph(model: SentenceTransformer, partial: Path, folder: Path) -> int
     if num_bytes > MAX_GRAPH_BYTES:
         raise RunError(f"{folder}: {num_bytes / 1e9:.1f} GB of float32 weights; one ONNX file holds 2 GB; distil into a smaller encoder")
     inputs = _graph_inputs(model, folder)
+    if model.transformers_model is not None:  # fewer nodes than the fused attention's decomposition, which guards rows of no token
+        model.transformers_model.set_attn_implementation("eager")
     # two texts of eight tokens: 0 and 1 would be taken for constants
     example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in inputs)
     dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
@@ -132,14 +167,14 @@ def _write_graph(model: SentenceTransformer, partial: Path, folder: Path) -> int
             dynamo=True, dynamic_shapes={"tensors": tuple(dynamic for _ in inputs)}, verbose=False,
         )  # fmt: skip
     assert program is not None  # dynamo=True
-    program.save(partial / GRAPH_FILE, external_data=False)
+    program.save(partial / GRAPH_FILES["fp32"], external_data=False)
     settings = GraphSettings(
         max_seq_length=_max_seq_length(model, folder),
         dim=int(model.get_embedding_dimension() or 0),
         inputs=tuple(inputs),
         pad_token_id=int(getattr(model.tokenizer, "pad_token_id", None) or 0),
         tokenizer=TOKENIZER_FILE,
-        sha256=sha256_of_file(partial / GRAPH_FILE),
+        sha256=sha256_of_file(partial / GRAPH_FILES["fp32"]),
     )
     save_settings(partial, settings)
     return int(program.model.opset_imports[""])
@@ -167,24 +202,6 @@ def _max_seq_length(model: SentenceTransformer, folder: Path) -> int:
             "set it on the model and save it again"
         )
     return int(length)
-
-
-def _compare_rankings(model: SentenceTransformer, encoder: OnnxEncoder, sample: Sequence[str]) -> dict[str, Any]:
-    # one text at a time: the truth has no padding, so that padding which leaks into the graph's batches shows
-    truth: NDArray[np.float32] = model.encode(list(sample), batch_size=1, normalize_embeddings=True, show_progress_bar=False)
-    found = encoder.encode(sample)
-    queries = min(MAX_QUERIES, len(sample) // 2)
-    rhos = per_query_spearman(found[:queries] @ found[queries:].T, truth[:queries] @ truth[queries:].T)
-    return {
-        "spearman_mean": float(rhos.mean()),
-        "spearman_min": float(rhos.min()),
-        "max_abs_difference": float(np.abs(found - truth).max()),
-        "queries": queries,
-        "rows": len(sample) - queries,
-        "provider": encoder.provider,
-        "onnxruntime": str(require("onnxruntime", "cpu").__version__),
-        "torch": torch.__version__,
-    }
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from influcoder.contributions.canonical_json import BILLION
 from influcoder.contributions.values import Ints
 from influcoder.errors import DataError, RunError
 from influcoder.examples import Example, fingerprint
-from influcoder.onnx_encoder import GRAPH_FOLDER, OnnxEncoder, load_settings
+from influcoder.onnx_encoder import OnnxEncoder
+from influcoder.onnx_settings import GRAPH_FOLDER, load_settings
 from influcoder.readers import DataSource, iterate_examples, read_columns
 from influcoder.runs import sha256_of_file
 from influcoder.text_format import FILE_NAME, render

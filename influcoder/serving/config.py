@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 
 from influcoder.aggregation import DEFAULT_TOP
 from influcoder.errors import ConfigError
+from influcoder.onnx_settings import Variant
 from influcoder.readers import DataSource
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -65,8 +66,12 @@ class ServeConfig:
     """what one request may ask for"""
     log_requests: bool = False
     """write a line for each request to standard error: path, status, seconds; never a text or an id"""
+    variant: Variant = "fp32"
+    """as the index was made with"""
+    dim: int | None = None
+    """as the index was made with"""
     providers: tuple[str, ...] = ()
-    """onnxruntime's execution providers, best first; empty takes CUDA when there, else CPU"""
+    """onnxruntime's execution providers, best first, or OpenVINO; empty takes CUDA when there, else CPU"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

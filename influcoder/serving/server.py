@@ -34,7 +34,7 @@ def serve(config: ServeConfig, ready: Callable[[str, int], None] = lambda addres
         DataError: when the texts are of another pool.
     """
     token = config.read_token()
-    encoder = OnnxEncoder(config.encoder, providers=config.providers or None)
+    encoder = OnnxEncoder(config.encoder, variant=config.variant, dim=config.dim, providers=config.providers or None)
     index = open_index(config.index, encoder)
     attributor = Attributor(encoder=encoder, index=index, mu_scale=load_mu_scale(Path(config.encoder)), top=config.top)
     texts = None

@@ -21,7 +21,7 @@ from influcoder.text_format import TextFormat
 
 class Stub:
     fingerprint, provider, text_format, settings = "f", "none", TextFormat(), SimpleNamespace(dim=64)
-    def __init__(self, folder, providers): pass
+    def __init__(self, folder, **settings): pass
     def tokenize(self, texts): return [SimpleNamespace(overflowing=[])] * len(texts)
     def embed(self, encodings):
         vectors = np.random.default_rng(len(encodings)).standard_normal((len(encodings), 64)).astype(np.float32)

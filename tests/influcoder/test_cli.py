@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -92,18 +93,22 @@ def test_attribute_by_flags_then_by_its_own_config(
 def test_export_says_what_it_found(
     bert_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def export(folder: Path, texts: list[str], *, minimum_spearman: float) -> dict[str, float]:
-        assert folder == bert_folder and minimum_spearman == 0.5
+    def export(folder: Path, texts: list[str], *, variants: tuple[str, ...], minimum_spearman: float) -> dict[str, Any]:
+        assert folder == bert_folder and minimum_spearman == 0.5 and variants == ("int8", "bf16")
         assert texts[0] == "Prompt: river\nResponse: river river bread code stars green tea garden slowly music seven"
-        return {"spearman_mean": 0.75, "spearman_min": 0.5, "queries": 2, "rows": len(texts)}
+        variant = {"spearman_mean": 0.99567, "top_overlap": 0.949}
+        return {"spearman_mean": 0.75, "spearman_min": 0.5, "queries": 2, "rows": len(texts), "variants": {"int8": variant}}
 
     monkeypatch.setattr(onnx_export, "export_encoder", export)
     sample = ["--sample.paths", f"[{data / 'pool.jsonl'}]", "--sample.limit", "12"]
-    assert run_main(monkeypatch, "export", "--encoder", str(bert_folder), *sample, "--minimum_spearman", "0.5") == 0
     assert (
-        capsys.readouterr().out
-        == f"{bert_folder}/onnx: accepted; per-query Spearman 0.750000 (least 0.500000) over 2 queries and 12 rows\n"
+        run_main(monkeypatch, "export", "--encoder", str(bert_folder), *sample, "--minimum_spearman", "0.5", "--variants", "[int8,bf16]")
+        == 0
     )
+    assert capsys.readouterr().out.splitlines() == [
+        f"{bert_folder}/onnx: accepted; per-query Spearman 0.750000 (least 0.500000) over 2 queries and 12 rows",
+        "int8: accepted; per-query Spearman 0.9957, overlap of the first ten 0.95",
+    ]
 
 
 def test_python_m_influcoder_is_the_same_command(exported_folder: Path, data: Path, repository: Path) -> None:

@@ -17,8 +17,9 @@ from tokenizers import Encoding, Tokenizer
 from influcoder import onnx_encoder, onnx_export
 from influcoder.errors import ConfigError, DataError, MissingExtraError, RunError
 from influcoder.metrics import per_query_spearman
-from influcoder.onnx_encoder import GraphSettings, OnnxEncoder, length_batches
+from influcoder.onnx_encoder import OnnxEncoder, length_batches
 from influcoder.onnx_export import export_encoder
+from influcoder.onnx_settings import GraphSettings, load_settings, save_settings
 from influcoder.runs import sha256_of_file
 from influcoder.sentence_encoder import load_sentence_encoder
 from influcoder.text_format import TextFormat, save_text_format
@@ -196,8 +197,8 @@ def reuse_graph(exported: Path, partial: Path, *, corrupt: bool) -> int:
     shutil.copy(exported / "onnx" / "model.onnx", partial)
     if corrupt:
         corrupt_weights(partial / "model.onnx")
-    settings = onnx_encoder.load_settings(exported)
-    onnx_encoder.save_settings(partial, replace(settings, sha256=sha256_of_file(partial / "model.onnx")))
+    settings = load_settings(exported)
+    save_settings(partial, replace(settings, sha256=sha256_of_file(partial / "model.onnx")))
     return 20
 
 
@@ -290,8 +291,8 @@ def test_without_onnxruntime_both_extras_are_named(exported_folder: Path, monkey
 
 def test_embeddings_that_are_not_finite_are_refused(exported_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class BrokenSession:
-        def run(self, names: None, feed: dict[str, Any]) -> list[Any]:
-            return [np.full((len(feed["input_ids"]), 32), np.nan, np.float32)]
+        def run(self, feed: dict[str, Any]) -> Any:
+            return np.full((len(feed["input_ids"]), 32), np.nan, np.float32)
 
     encoder = OnnxEncoder(exported_folder)
     monkeypatch.setattr(encoder, "_session", BrokenSession())
