@@ -30,13 +30,13 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks.bench_eval import find_data, minilm
 from benchmarks.readme_block import Block, line
-from influcoder.examples import Example
+from influcoder.examples import Example, Turn
 from influcoder.onnx_encoder import OnnxEncoder
 from influcoder.onnx_export import export_encoder
 from influcoder.onnx_parity import compare_rankings
 from influcoder.onnx_settings import Variant
 from influcoder.runs import git_commit, write_text_atomic
-from influcoder.text_format import TextFormat, render, save_text_format
+from influcoder.text_format import TextFormat, render, save_text_format, truncate
 
 RESULT = Path("benchmarks/results/encode.json")
 BLOCK = Block("<!-- encode: written by python -m benchmarks.encode -->", "<!-- end of encode -->")
@@ -77,7 +77,8 @@ def read_texts(data: Path, count: int) -> list[str]:
     for name in ("poison", "toxicity", "factual"):
         with gzip.open(data / name / "pool.jsonl.gz", "rt", encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
-        texts += [render(Example(id=str(row["id"]), prompt=row["prompt"], response=row["response"]), TextFormat()) for row in rows]
+        examples = (Example(id="", context=(Turn(role="user", content=row["prompt"]),), response=row["response"]) for row in rows)
+        texts += [render(truncate(example, TextFormat()), TextFormat()) for example in examples]
     texts = list(dict.fromkeys(texts))
     return [texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:count]]
 
