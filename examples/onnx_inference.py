@@ -47,7 +47,7 @@ def encode(encoder: Path, texts: list[str], batch_size: int = 32) -> NDArray[np.
     session = onnxruntime.InferenceSession(encoder / "onnx" / "model.onnx", providers=providers)
     vectors = []
     for start in range(0, len(texts), batch_size):
-        batch = tokenizer.encode_batch(texts[start : start + batch_size])
+        batch = tokenizer.encode_batch(texts[start : start + batch_size], add_special_tokens=settings.get("special_tokens", True))
         fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
         feed = {name: np.array([getattr(text, fields[name]) for text in batch], np.int64) for name in settings["inputs"]}
         vectors.append(session.run(None, feed)[0])

@@ -87,8 +87,8 @@ class OnnxEncoder:
         return self.embed(self.tokenize(texts))
 
     def tokenize(self, texts: Sequence[str]) -> list[Encoding]:
-        """Return token ids with special tokens, cut to `max_seq_length`; a text that was cut has `overflowing` parts."""
-        return list(self._tokenizer.encode_batch(list(texts)))
+        """Return token ids, cut to `max_seq_length`; a text that was cut has `overflowing` parts."""
+        return list(self._tokenizer.encode_batch(list(texts), add_special_tokens=self.settings.special_tokens))
 
     def embed(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
         """Return unit rows `(encodings, dim)`.

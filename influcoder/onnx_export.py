@@ -174,6 +174,7 @@ def _write_graph(model: SentenceTransformer, partial: Path, folder: Path) -> int
         inputs=tuple(inputs),
         pad_token_id=int(getattr(model.tokenizer, "pad_token_id", None) or 0),
         tokenizer=TOKENIZER_FILE,
+        special_tokens=not isinstance(model[0], StaticEmbedding),
         sha256=sha256_of_file(partial / GRAPH_FILES["fp32"]),
     )
     save_settings(partial, settings)

@@ -35,6 +35,8 @@ class GraphSettings:
     """file name of the fast tokenizer, in the encoder folder"""
     sha256: str
     """of model.onnx: the encoder's fingerprint"""
+    special_tokens: bool = True
+    """whether the tokenizer adds the tokens that it puts around texts; a table of token vectors takes none"""
     variants: Mapping[str, str] = field(default_factory=dict)
     """the other variants that were accepted, and the SHA-256 of their graphs"""
 

@@ -93,10 +93,9 @@ def save_causal_lm(folder: Path) -> SentenceTransformer:
 
 
 def save_table(folder: Path, max_tokens: int | None = MAX_SEQ_LENGTH) -> None:
-    """Save a random token table without normalisation, whose tokenizer cuts texts and adds no special tokens."""
+    """Save a random token table without normalisation, whose tokenizer cuts texts and would add special tokens that a table does not take."""
     save_tokenizer(folder / "table")
     tokenizer = Tokenizer.from_file(str(folder / "table" / "tokenizer.json"))
-    tokenizer.post_processor = processors.Sequence([])
     if max_tokens is not None:
         tokenizer.enable_truncation(max_tokens)
     weights = torch.randn(tokenizer.get_vocab_size(), 16, generator=torch.Generator().manual_seed(0))
