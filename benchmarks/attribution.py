@@ -4,8 +4,8 @@
 
 The student is a table of token vectors (MiniLM's own, 384 numbers), the cheapest kind there is, so that everything that is *not* the
 encoder shows: reading, names and duplicates, tokenising, scoring, quantising, committing, putting files together. Rows are made of Zipf-distributed
-words without ids, 20 to 60 words each. Every size is a process of its own through the command line; its peak memory is what the system
-counted, pages of mapped files included. Written to benchmarks/results/attribution.json, with what a row costs.
+words without ids, 20 to 60 words each. Every size is a process of its own through the command line; its peak memory is VmHWM of
+/proc (Linux alone), pages of mapped files included. Written to benchmarks/results/attribution.json, with what a row costs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,14 @@ from influcoder.text_format import TextFormat, save_text_format
 
 RESULT = Path("benchmarks/results/attribution.json")
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
-RUN = "import sys; from influcoder.cli import main; main()"
+RUN = """
+import os, sys
+from influcoder.cli import main
+try:
+    main()
+finally:
+    open(os.environ["STATUS_FILE"], "w").write(open("/proc/self/status").read())
+"""
 BLOCK_ROWS = 10_000
 
 
@@ -108,7 +115,8 @@ def attribute(folder: Path, rows: int) -> dict[str, Any]:
     }  # fmt: skip
     command = [sys.executable, "-c", RUN, "attribute", *(part for name, value in settings.items() for part in (f"--{name}", str(value)))]
     pool_bytes, started = pool.stat().st_size, time.monotonic()
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    status_file = folder / "status"
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.getcwd(), "STATUS_FILE": str(status_file)})
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.monotonic() - started
     if status:
@@ -116,13 +124,15 @@ def attribute(folder: Path, rows: int) -> dict[str, Any]:
     sizes = {path.name: _size(path) for path in output.iterdir()}
     record = json.loads((output / "run.json").read_text())
     pool.unlink()
+    # not usage.ru_maxrss: that counts the memory of whoever started the process
+    peak = next(line for line in status_file.read_text().splitlines() if line.startswith("VmHWM"))
     cpu = usage.ru_utime + usage.ru_stime
     return {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
         "seconds_a_million": round(seconds / rows * 1e6, 1),
         "cpu_seconds_a_million": round(cpu / rows * 1e6, 1),
-        "peak_bytes": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "peak_bytes": int(peak.split()[1]) * 1024,
         "estimate": record["estimate"],
         "pool_bytes_a_row": round(pool_bytes / rows, 1),
         "bytes_a_row": {name: round(size / rows, 2) for name, size in sorted(sizes.items()) if size > rows},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -18,7 +19,10 @@ from influcoder.influence.gradients import GradientConfig, GradientProjector
 from influcoder.influence.representations import hidden_states, losses
 from influcoder.influence.tokens import tokenize
 from influcoder.metrics import per_query_spearman
-from influcoder.text_format import save_text_format
+from influcoder.onnx_encoder import OnnxEncoder
+from influcoder.onnx_export import export_encoder
+from influcoder.onnx_settings import Variant
+from influcoder.text_format import render, save_text_format
 from tests.eval.fake_runs import TEXT, make_encoder, make_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -78,3 +82,18 @@ def test_embeddings_rank_the_same_on_both_devices(tmp_path: Path) -> None:
     save_text_format(tmp_path / "encoder", TEXT)
     cpu, gpu = (Embedder(device).embed(tmp_path / "encoder", ROWS) for device in ("cpu", "cuda"))
     assert per_query_spearman(gpu @ gpu.T, cpu @ cpu.T).min() > 0.999
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="onnxruntime-gpu is not installed")
+def test_an_exported_encoder_ranks_the_same_on_both_devices(tmp_path: Path) -> None:
+    make_encoder(tmp_path / "encoder", tmp_path / "scratch", seed=0)
+    save_text_format(tmp_path / "encoder", TEXT)
+    texts = [render(row, TEXT) for row in ROWS]
+    export_encoder(tmp_path / "encoder", texts, variants=["fp16"])
+    cpu = OnnxEncoder(tmp_path / "encoder", providers=["CPUExecutionProvider"]).encode(texts)
+    variants: dict[Variant, float] = {"fp32": 0.999, "fp16": 0.99}
+    for variant, least in variants.items():
+        encoder = OnnxEncoder(tmp_path / "encoder", variant=variant, providers=["CUDAExecutionProvider"])
+        assert encoder.provider == "CUDAExecutionProvider"
+        gpu = encoder.encode(texts)
+        assert per_query_spearman(gpu @ gpu.T, cpu @ cpu.T).mean() > least
