@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -116,17 +117,15 @@ def attribute(folder: Path, rows: int) -> dict[str, Any]:
     command = [sys.executable, "-c", RUN, "attribute", *(part for name, value in settings.items() for part in (f"--{name}", str(value)))]
     pool_bytes, started = pool.stat().st_size, time.monotonic()
     status_file = folder / "status"
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": os.getcwd(), "STATUS_FILE": str(status_file)})
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - started
-    if status:
-        raise SystemExit(f"influcoder attribute ended with {os.waitstatus_to_exitcode(status)}")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": os.getcwd(), "STATUS_FILE": str(status_file)}, check=True)
+    seconds, usage = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     sizes = {path.name: _size(path) for path in output.iterdir()}
     record = json.loads((output / "run.json").read_text())
     pool.unlink()
     # not usage.ru_maxrss: that counts the memory of whoever started the process
     peak = next(line for line in status_file.read_text().splitlines() if line.startswith("VmHWM"))
-    cpu = usage.ru_utime + usage.ru_stime
+    cpu = usage.ru_utime + usage.ru_stime - before.ru_utime - before.ru_stime
     return {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NEEDS_TRAIN = {"error_pooling", "onnx_export", "sentence_encoder", "training"}
+NEEDS_TRAIN = {"error_pooling", "onnx_export", "onnx_variants", "sentence_encoder", "training"}
 """modules of influcoder/*.py that belong to the extra `train`; of sub-packages, contributions is looked at, and what of serving needs no server"""
 
 NOT_IN_BASE = (
@@ -20,6 +20,7 @@ NOT_IN_BASE = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "openvino",
     "pandas",
     "peft",
     "prometheus_client",
