@@ -80,8 +80,6 @@ def _messages(data: mmap.mmap, kind: str, start: int, end: int) -> Iterator[tupl
             fields[number], start = _varint(data, start, end)
         elif wire == 2:
             length, start = _varint(data, start, end)
-            if length > end - start:
-                raise IndexError(length)
             if number in inside:
                 yield from _messages(data, inside[number], start, start + length)
             else:

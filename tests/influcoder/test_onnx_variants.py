@@ -19,7 +19,7 @@ from influcoder.index import open_index
 from influcoder.metrics import per_query_spearman, top_overlap
 from influcoder.onnx_encoder import OnnxEncoder, first_numbers
 from influcoder.onnx_export import export_encoder
-from influcoder.onnx_parity import compare_rankings, measure_slices
+from influcoder.onnx_parity import accept, compare_rankings, measure_slices
 from influcoder.onnx_settings import Variant, load_settings, save_settings
 from influcoder.onnx_variants import write_fp16, write_int8
 from influcoder.readers import DataSource
@@ -162,6 +162,16 @@ def test_the_gate_measures_spearman_and_overlap() -> None:
     assert parity["spearman_mean"] == pytest.approx(per_query_spearman(scores, expected).mean())
     by_hand = [len(set(np.argsort(-a)[:10]) & set(np.argsort(-b)[:10])) / 10 for a, b in zip(scores, expected, strict=True)]
     assert parity["top_overlap"] == pytest.approx(np.mean(by_hand)) == pytest.approx(top_overlap(scores, expected, 10).mean())
+
+
+def test_the_gate_refuses_for_either() -> None:
+    good = {"spearman_mean": 0.99, "top_overlap": 0.9}
+    accepted = dict(good)
+    accept(Path("encoder"), "int8", accepted, 0.99, 0.9)
+    assert accepted["accepted"]
+    for worse in ({"spearman_mean": 0.9899}, {"top_overlap": 0.89}):
+        with pytest.raises(RunError, match=r"in int8 ranks otherwise than torch: .*overlap of the first 10 0\.\d+, expected at least 0\.9"):
+            accept(Path("encoder"), "int8", good | worse, 0.99, 0.9)
 
 
 def test_the_first_numbers_are_unit_rows_of_their_own(folder: Path) -> None:
