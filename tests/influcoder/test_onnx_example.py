@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from influcoder.onnx_encoder import OnnxEncoder
 from influcoder.readers import DataSource, read_examples
@@ -89,3 +90,21 @@ def test_its_ranking_is_that_of_the_library(script: Path, exported_folder: Path,
         np.testing.assert_allclose(expected[places], -np.sort(-expected), atol=1e-5)
         np.testing.assert_allclose([row["score"] for row in line["rows"]], expected[places], atol=1e-5)
         assert expected.std() > 1e-3  # far above rounding: there is an order to find
+
+
+def test_one_folder_opens_in_sentence_transformers_and_without_torch(script: Path, exported_folder: Path, tmp_path: Path) -> None:
+    """Neither knows of this package: SentenceTransformer as anyone calls it, and the script where torch and we cannot be imported."""
+    texts = [f"Prompt: {word}\nResponse: {word} tea" for word in "river bread code stars green tea garden".split()]
+    truth = SentenceTransformer(str(exported_folder), device="cpu").encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    code = f"""
+import runpy, sys
+for name in ("torch", "transformers", "sentence_transformers", "influcoder", "onnx"):
+    sys.modules[name] = None
+import numpy as np
+from pathlib import Path
+encode = runpy.run_path({str(script)!r})["encode"]
+np.save({str(tmp_path / "found.npy")!r}, encode(Path({str(exported_folder)!r}), {texts!r}, batch_size=3))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), truth, atol=1e-5)
