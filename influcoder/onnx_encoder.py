@@ -48,7 +48,13 @@ class OnnxEncoder:
     """An exported encoder on onnxruntime."""
 
     def __init__(
-        self, folder: str | Path, *, providers: Sequence[str] | None = None, batch_tokens: int = 8192, graph_folder: str = GRAPH_FOLDER
+        self,
+        folder: str | Path,
+        *,
+        providers: Sequence[str] | None = None,
+        batch_tokens: int = 8192,
+        graph_folder: str = GRAPH_FOLDER,
+        threads: int = 0,
     ) -> None:
         """Load an encoder folder.
 
@@ -57,6 +63,7 @@ class OnnxEncoder:
             providers: onnxruntime's execution providers, best first; None takes CUDA when onnxruntime offers it, else CPU.
             batch_tokens: tokens in a batch, padding included; lower it when memory is short.
             graph_folder: sub-folder that holds the graph.
+            threads: CPU threads of the graph; 0 takes one a core. Their number changes no embedding.
 
         Raises:
             RunError: when a file is missing, unreadable, or not what its record says.
@@ -69,7 +76,7 @@ class OnnxEncoder:
         self.settings = load_settings(folder, graph_folder)
         self.text_format = load_text_format(folder)
         self._tokenizer = _load_tokenizer(folder / self.settings.tokenizer, self.settings.max_seq_length)
-        self._session = _load_session(folder / graph_folder / GRAPH_FILE, self.settings.sha256, providers)
+        self._session = _load_session(folder / graph_folder / GRAPH_FILE, self.settings.sha256, providers, threads)
         self._batch_tokens = batch_tokens
 
     @property
@@ -159,7 +166,7 @@ def _load_tokenizer(path: Path, max_seq_length: int) -> Tokenizer:
     return tokenizer
 
 
-def _load_session(path: Path, sha256: str, providers: Sequence[str] | None) -> Any:
+def _load_session(path: Path, sha256: str, providers: Sequence[str] | None, threads: int) -> Any:
     onnxruntime = _require_onnxruntime()
     offered = onnxruntime.get_available_providers()
     providers = providers or [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in offered]
@@ -175,6 +182,7 @@ def _load_session(path: Path, sha256: str, providers: Sequence[str] | None) -> A
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
+    options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
 
 

@@ -54,6 +54,18 @@ def torch_embeddings(folder: Path, texts: Sequence[str]) -> Any:
     return model.encode(list(texts), batch_size=1, normalize_embeddings=True, show_progress_bar=False)
 
 
+def test_the_number_of_threads_changes_no_embedding(exported_folder: Path) -> None:
+    texts, found, started = make_texts(200, seed=7), [], []
+    for threads in (1, 3, 4):
+        before = len(list(Path("/proc/self/task").iterdir()))
+        encoder = OnnxEncoder(exported_folder, threads=threads)
+        started.append(len(list(Path("/proc/self/task").iterdir())) - before)
+        found.append(encoder.encode(texts).tobytes())
+        del encoder
+    assert started == [0, 2, 3]  # beside the caller's own
+    assert found[0] == found[1] == found[2]
+
+
 def test_the_graph_ranks_as_torch_and_the_record_says_so(exported_folder: Path) -> None:
     texts = make_texts(40, seed=7)
     found, truth = OnnxEncoder(exported_folder).encode(texts), torch_embeddings(exported_folder, texts)
