@@ -17,7 +17,7 @@ install: .venv/.installed ## make .venv and install the checkout with the pinned
 	@echo "installing into .venv (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(PIP) install --constraint constraints.txt torch==2.13.0
-	@$(PIP) install --constraint constraints.txt --editable '.[cpu,train,contributions,openvino,serve,wandb,dev]'
+	@$(PIP) install --constraint constraints.txt --editable '.[cpu,train,contributions,openvino,ray,serve,wandb,dev]'
 	@touch $@
 
 demo: install ## the whole of influcoder on a small invented world, offline, in minutes
@@ -40,7 +40,7 @@ bench-eval: install ## the real run: planted rows in instruction data, an 8M dec
 	@$(OFFLINE) $(BIN)/python -m benchmarks.bench_eval
 
 soak: install ## runs of teacher, student and attribution killed at 20 random moments: every file must come out as if nothing had happened
-	SOAK=20 $(OFFLINE) $(BIN)/python -m pytest tests/teacher/test_kill.py tests/student/test_kill.py tests/influcoder/test_attribution_kill.py
+	SOAK=20 $(OFFLINE) $(BIN)/python -m pytest tests/teacher/test_kill.py tests/student/test_kill.py tests/influcoder/test_attribution_kill.py tests/influcoder/test_ray_kill.py
 
 bench-teachers: install ## every gradient method beside the floors on planted rows; 30 minutes
 	@$(OFFLINE) $(BIN)/python -m benchmarks.bench_teachers

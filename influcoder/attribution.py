@@ -16,14 +16,16 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
 from influcoder.aggregation import DEFAULT_TOP
-from influcoder.attribution_shards import Ranking, finished_shard, make_shard, shard_file
+from influcoder.attribution_shards import Made, Ranking, Shard, commit_shard, finished_shard, rank_shard, shard_file
 from influcoder.attribution_tables import REJECTED_FILE, write_tables
 from influcoder.calibration import load_mu_scale
 from influcoder.embed_batch import embed_rows
@@ -33,6 +35,7 @@ from influcoder.index import remove_manifests
 from influcoder.onnx_encoder import OnnxEncoder
 from influcoder.onnx_settings import Variant
 from influcoder.pool import PoolRow, estimate_rows, in_shards, iterate_pool
+from influcoder.ray_engine import make_on_ray
 from influcoder.readers import DataSource, OnBadRow, read_examples
 from influcoder.runs import create_run, write_json_atomic
 
@@ -40,6 +43,8 @@ JOB_FILE = "job.json"
 """what an unfinished run was begun with"""
 SUMMARY_FILE = "summary.json"
 """counts of a run; written when all else is there"""
+Engine = Callable[[Path, Iterable[tuple[int, Shard]], Ranking, Callable[[int], object]], Made]
+"""makes and commits the shards of a run that are not there yet"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +79,13 @@ class AttributionConfig:
     """embed with the first so many numbers alone: a smaller index, a rougher ranking (onnx/parity.json says by how much); null takes all"""
     providers: tuple[str, ...] = ()
     """onnxruntime's execution providers, best first, or OpenVINO; empty takes CUDA when there, else CPU"""
+    engine: Literal["local", "ray"] = "local"
+    """local ranks shards one after the other; ray ranks them on the cluster of RAY_ADDRESS, else on all of this machine, to the same bytes"""
+    actors: int | None = None
+    """processes of ray, each with the encoder in memory; null takes one a GPU with CUDA, else one a CPU"""
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "top", "shard_rows", "chunk_rows"):
+        for name in ("top_k", "top", "shard_rows", "chunk_rows", "actors"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value}; expected at least 1")
@@ -97,7 +106,10 @@ def attribute(config: AttributionConfig, config_yaml: str | None = None) -> dict
     """
     resolved = config_yaml or json.dumps(asdict(config), indent=2) + "\n"
     with create_run(Path(config.output), "attribution", resolved, resume=True) as run:
-        encoder = OnnxEncoder(config.encoder, variant=config.variant, dim=config.dim, providers=config.providers or None)
+        load = partial(
+            OnnxEncoder, Path(config.encoder).absolute(), variant=config.variant, dim=config.dim, providers=config.providers or None
+        )
+        encoder = load()
         queries = read_examples(config.queries)
         ranking = make_ranking(
             encoder, queries, top_k=config.top_k, top=config.top, chunk_rows=config.chunk_rows,
@@ -116,7 +128,8 @@ def attribute(config: AttributionConfig, config_yaml: str | None = None) -> dict
             run.worth_resuming = True
 
         shards = in_shards(pool, config.shard_rows)
-        found = attribute_shards(run.folder, shards, ranking, expected=estimate_rows(config.pool), committed=committed)
+        engine = _make_here if config.engine == "local" else partial(make_on_ray, load, config.actors)
+        found = attribute_shards(run.folder, shards, ranking, expected=estimate_rows(config.pool), committed=committed, engine=engine)
         run.facts |= made_by | {"top": config.top} | found
     return run.facts
 
@@ -155,6 +168,7 @@ def attribute_shards(
     *,
     expected: int | None = None,
     committed: Callable[[], None] = lambda: None,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Rank a pool that arrives in shards; write the products into `folder`; return counts, speed and what was estimated.
 
@@ -164,6 +178,7 @@ def attribute_shards(
         ranking: encoder, queries, and what to keep.
         expected: about so many rows, for the estimate; None when nobody knows.
         committed: called when a shard with a usable row is on the disk.
+        engine: makes the shards; None makes one after the other here.
 
     Raises:
         DataError: when not one row is usable.
@@ -171,7 +186,7 @@ def attribute_shards(
     """
     progress = Progress(folder, expected)
     if not (folder / SUMMARY_FILE).exists():
-        records = list(_make_shards(folder, shards, ranking, progress, committed))
+        records = _make_shards(folder, shards, ranking, progress, committed, engine or _make_here)
         summary = _summary(records, ranking)
         if not summary["counts"]["rows"]:
             raise DataError(f"pool: no usable row; expected at least one; {_first_reason(folder, len(records))}")
@@ -183,21 +198,40 @@ def attribute_shards(
 
 
 def _make_shards(
-    folder: Path, shards: Iterable[Sequence[PoolRow]], ranking: Ranking, progress: Progress, committed: Callable[[], None]
-) -> Iterator[dict[str, Any]]:
-    with tqdm(desc="attribute", unit=" rows", total=progress.expected) as bar:
+    folder: Path, shards: Iterable[Shard], ranking: Ranking, progress: Progress, committed: Callable[[], None], engine: Engine
+) -> list[dict[str, Any]]:
+    records: dict[int, dict[str, Any]] = {}
+
+    def keep(number: int, record: dict[str, Any]) -> None:
+        records[number] = record
+        if record["rows"]:
+            committed()
+
+    def unfinished() -> Iterator[tuple[int, Shard]]:
         for number, shard in enumerate(shards):
             record = finished_shard(folder, number, shard)
             if record is None:
-                started = time.monotonic()
-                record = make_shard(folder, number, shard, ranking, bar.update)
-                progress.made(number, record, time.monotonic() - started, bar)
-                bar.update(record["rejected"])
+                yield number, shard
             else:
                 bar.update(len(shard))
-            if record["rows"]:
-                committed()
-            yield record
+                keep(number, record)
+
+    with (
+        tqdm(desc="attribute", unit=" rows", total=progress.expected) as bar,
+        closing(engine(folder, unfinished(), ranking, bar.update)) as made,
+    ):
+        for number, record, seconds in made:
+            progress.made(number, record, seconds, bar)
+            bar.update(record["rejected"])
+            keep(number, record)
+    return [records[number] for number in sorted(records)]
+
+
+def _make_here(folder: Path, shards: Iterable[tuple[int, Shard]], ranking: Ranking, advance: Callable[[int], object]) -> Made:
+    for number, shard in shards:
+        started = time.monotonic()
+        record = commit_shard(folder, number, rank_shard(shard, ranking, advance))
+        yield number, record, time.monotonic() - started
 
 
 def _summary(records: Sequence[dict[str, Any]], ranking: Ranking) -> dict[str, Any]:

@@ -7,12 +7,13 @@
     RUN/work/shard-00000.kept.jsonl, .removed.jsonl   where a threshold is set
     RUN/work/shard-00000.json           commit record, written last: counts, checksums, and what the shard was made of
 
-A shard depends on nothing but its rows, the queries and the encoder, so made again it is the same.
+A shard depends on nothing but its rows, the queries and the encoder, so made again it is the same. `rank_shard` makes it wherever an
+engine likes and touches no file; `commit_shard` is called by the one process that writes the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,9 +31,10 @@ from influcoder.commits import Writer, commit, read_record
 from influcoder.embed_batch import embed_chunks
 from influcoder.errors import RunError
 from influcoder.examples import Example
-from influcoder.index import has_shard, write_shard
+from influcoder.index import has_shard, write_quantised
 from influcoder.onnx_encoder import OnnxEncoder
 from influcoder.pool import PoolRow, json_line, shard_fingerprint
+from influcoder.quantisation import Quantised, quantise
 from influcoder.readers import Rejected
 from influcoder.top_k import TopK
 
@@ -45,6 +47,10 @@ ROWS_SCHEMA = pa.schema(
         ("best_score", pa.float32()),
     ]
 )
+
+Shard = Sequence[PoolRow]
+Made = Generator[tuple[int, dict[str, Any], float], None, None]
+"""what an engine yields as it commits shards: number, commit record, seconds"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +86,28 @@ class Ranking:
         return kept
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankedShard:
+    """What a shard's rows came to, not yet on the disk."""
+
+    quantised: Quantised
+    """embeddings of the usable rows"""
+    table: pa.Table
+    """`ROWS_SCHEMA`, a row for each"""
+    best: dict[str, NDArray[Any]]
+    """scores and rows of its top and bottom by query"""
+    lines: dict[str, list[str]]
+    """`rejected`, and `kept` and `removed` where a threshold is set: lines of those files"""
+    facts: dict[str, Any]
+    """counts and fingerprint, for the commit record"""
+
+
 def shard_file(folder: Path, number: int, name: str) -> Path:
     """Return where a shard's file `name` (`json`, `rows.parquet`, ...) lies in a run's folder."""
     return folder / "work" / f"shard-{number:05d}.{name}"
 
 
-def finished_shard(folder: Path, number: int, shard: Sequence[PoolRow]) -> dict[str, Any] | None:
+def finished_shard(folder: Path, number: int, shard: Shard) -> dict[str, Any] | None:
     """Return the commit record of a shard that was made before; None when it has to be made.
 
     Raises:
@@ -103,13 +125,11 @@ def finished_shard(folder: Path, number: int, shard: Sequence[PoolRow]) -> dict[
     return record
 
 
-def make_shard(
-    folder: Path, number: int, shard: Sequence[PoolRow], ranking: Ranking, advance: Callable[[int], object] = lambda rows: None
-) -> dict[str, Any]:
-    """Embed, score, quantise and commit a shard of the pool; return its commit record. `advance` is told of rows as they are scored.
+def rank_shard(shard: Shard, ranking: Ranking, advance: Callable[[int], object] = lambda rows: None) -> RankedShard:
+    """Embed, score and quantise a shard of the pool; neither reads nor writes a file. `advance` is told of rows as they are scored.
 
     Raises:
-        RunError: when the encoder fails, or the disk does not take the files.
+        RunError: when the encoder fails.
     """
     rows = [row.example for row in shard if isinstance(row.example, Example)]
     rejected = [row.example for row in shard if isinstance(row.example, Rejected)]
@@ -124,13 +144,7 @@ def make_shard(
         num_truncated += int(truncated.sum())
         advance(len(chunk))
     table = pa.concat_tables(tables).combine_chunks()
-    write_shard(folder / "index", number, np.concatenate(vectors), [row.id for row in rows], [row.contributor for row in rows])
-    tensors = {f"{side}_{name}": getattr(kept, name) for side, kept in best.items() for name in ("scores", "rows")}
-    files: dict[str, Writer] = {
-        "rows.parquet": lambda path: pq.write_table(table, path, compression="zstd"),
-        "best.safetensors": lambda path: save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path),
-        "rejected.jsonl": lambda path: _write_lines(path, [json_line(asdict(row)) for row in rejected]),
-    }
+    lines = {"rejected": [json_line(asdict(row)) for row in rejected]}
     facts = {
         "rows": len(rows),
         "rejected": len(rejected),
@@ -140,13 +154,29 @@ def make_shard(
     }
     if ranking.filters:
         keeps = ranking.keeps(table["score"].to_numpy())
-        lines = [row.line for row in shard if row.line is not None]
+        read = [row.line for row in shard if row.line is not None]
         for name, chosen in (("kept", keeps), ("removed", ~keeps)):
             facts[name] = int(chosen.sum())
-            part = [lines[place] for place in np.flatnonzero(chosen)]
-            files[f"{name}.jsonl"] = partial(_write_lines, lines=part)
+            lines[name] = [read[place] for place in np.flatnonzero(chosen)]
+    tensors = {f"{side}_{name}": np.ascontiguousarray(getattr(kept, name)) for side, kept in best.items() for name in ("scores", "rows")}
+    return RankedShard(quantised=quantise(np.concatenate(vectors)), table=table, best=tensors, lines=lines, facts=facts)
+
+
+def commit_shard(folder: Path, number: int, shard: RankedShard) -> dict[str, Any]:
+    """Write a shard and commit it; return its commit record.
+
+    Raises:
+        RunError: when the disk does not take the files.
+    """
+    ids, contributors = (shard.table[name].to_pylist() for name in ("id", "contributor"))
+    write_quantised(folder / "index", number, shard.quantised, ids, contributors)
+    files: dict[str, Writer] = {
+        "rows.parquet": lambda path: pq.write_table(shard.table, path, compression="zstd"),
+        "best.safetensors": lambda path: save_file(shard.best, path),
+    }
+    files |= {f"{name}.jsonl": partial(_write_lines, lines=lines) for name, lines in shard.lines.items()}
     named = {shard_file(folder, number, name).name: write for name, write in files.items()}
-    return commit(shard_file(folder, number, "json"), named, facts)
+    return commit(shard_file(folder, number, "json"), named, shard.facts)
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

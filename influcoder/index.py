@@ -115,19 +115,25 @@ def open_index(folder: str | Path, encoder: OnnxEncoder | None = None, *, versio
 def write_shard(
     folder: Path, shard: int, vectors: NDArray[np.float32], ids: Sequence[str], contributors: Sequence[str | None]
 ) -> dict[str, Any]:
-    """Quantise `(rows, dim)` embeddings and commit them with their ids; return the commit record. They count once published.
+    """Quantise `(rows, dim)` embeddings and commit them with their ids, as `write_quantised` does."""
+    return write_quantised(folder, shard, quantise(vectors), ids, contributors)
+
+
+def write_quantised(
+    folder: Path, shard: int, quantised: Quantised, ids: Sequence[str], contributors: Sequence[str | None]
+) -> dict[str, Any]:
+    """Commit rows with their ids; return the commit record. They count once published.
 
     Raises:
         RunError: when the disk does not take them.
     """
-    quantised = quantise(vectors)
     table = pa.table([ids, contributors], schema=IDS_SCHEMA)
     files: dict[str, Writer] = {
         f"{_name(shard)}.codes.npy": lambda path: _save(path, quantised.codes),
         f"{_name(shard)}.scales.npy": lambda path: _save(path, np.stack([quantised.steps, quantised.centres])),
         f"{_name(shard)}.ids.parquet": lambda path: pq.write_table(table, path, compression="zstd"),
     }
-    return commit(folder / f"{_name(shard)}.json", files, {"rows": len(vectors)})
+    return commit(folder / f"{_name(shard)}.json", files, {"rows": len(quantised.codes)})
 
 
 def has_shard(folder: Path, shard: int) -> bool:

@@ -50,6 +50,7 @@ class OnnxEncoder:
             batch_tokens: tokens in a batch, padding included; None takes 1024 a core, on a GPU 16384.
             threads: batches that are worked on at a time; None takes the cores that this process may use, on a GPU 1.
             graph_folder: sub-folder that holds the graph.
+            threads: CPU threads of the graph; 0 takes one a core. Their number changes no embedding.
 
         Raises:
             RunError: when a file is missing, unreadable, hostile, or not what its record says, or the variant was not exported.

@@ -25,6 +25,7 @@ NOT_IN_BASE = (
     "peft",
     "prometheus_client",
     "pydantic",
+    "ray",
     "scipy",
     "sentence_transformers",
     "sklearn",

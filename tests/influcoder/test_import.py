@@ -9,7 +9,7 @@ import pytest
 
 import influcoder
 
-HEAVY = ("torch", "transformers", "sentence_transformers", "lightning", "onnxruntime", "onnx")
+HEAVY = ("torch", "transformers", "sentence_transformers", "lightning", "onnxruntime", "onnx", "ray")
 PUBLIC = [
     "AttributionConfig",
     "Columns",
