@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from influcoder.errors import RunError
 from influcoder.examples import Example, fingerprint, load_examples
 from influcoder.features import Features, load_features
-from influcoder.influence.decoder import DecoderConfig
+from influcoder.influence.decoder import DecoderConfig, recorded_decoder
 from influcoder.runs import open_run
 from influcoder.scores import Scores, load_scores
 from influcoder.text_format import TextFormat, load_text_format
@@ -74,18 +74,7 @@ class TeacherRun:
 
     def decoder_config(self, device: str) -> DecoderConfig:
         """Return how to load the decoder whose gradients were taken: from inside the run, or by hub id or folder."""
-        path, adapter = (self._inside(self.record.get(name)) for name in ("decoder_path", "decoder_adapter"))
-        return DecoderConfig(
-            path=path,
-            adapter=adapter,
-            dtype=self.record.get("decoder_dtype", "float32"),
-            chat_template=self.record.get("decoder_chat_template"),
-            device=device,
-        )
-
-    def _inside(self, name: str | None) -> str | None:
-        inside = self.folder / (name or "")
-        return str(inside) if name is not None and inside.is_dir() else name
+        return recorded_decoder(self.folder, self.record, device)
 
 
 @dataclass(frozen=True, kw_only=True)

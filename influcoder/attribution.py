@@ -28,6 +28,8 @@ from influcoder.aggregation import DEFAULT_TOP
 from influcoder.attribution_shards import Made, Ranking, Shard, commit_shard, finished_shard, rank_shard, shard_file
 from influcoder.attribution_tables import REJECTED_FILE, write_tables
 from influcoder.calibration import load_mu_scale
+from influcoder.distribution import load_distribution
+from influcoder.doubt import warn
 from influcoder.embed_batch import embed_rows
 from influcoder.errors import ConfigError, DataError, RunError
 from influcoder.examples import Example, fingerprint
@@ -37,6 +39,8 @@ from influcoder.onnx_settings import Variant
 from influcoder.pool import PoolRow, estimate_rows, in_shards, iterate_pool
 from influcoder.ray_engine import make_on_ray
 from influcoder.readers import DataSource, OnBadRow, read_examples
+from influcoder.rescoring import Rescoring
+from influcoder.rescoring_teacher import Rescore, open_teacher
 from influcoder.runs import create_run, write_json_atomic
 
 JOB_FILE = "job.json"
@@ -67,6 +71,10 @@ class AttributionConfig:
     """write the rows whose score is larger to kept.jsonl, as they were read, and the others to removed.jsonl"""
     keep_below: float | None = None
     """the same for scores that are smaller; with both, a row must lie between"""
+    rescore: Rescore | None = None
+    """second stage: topk.parquet by the teacher's own scores of the student's short-list; null leaves it by the student's"""
+    checkpoint: str | None = None
+    """the decoder that you want explained (folder, hub id, teacher run or fingerprint): a line warns when the encoder imitates another"""
     on_bad_row: OnBadRow = "set_aside"
     """set_aside writes malformed and duplicate rows of the pool to rejected.jsonl and goes on; refuse stops"""
     shard_rows: int = 16384
@@ -91,6 +99,8 @@ class AttributionConfig:
                 raise ConfigError(f"{name}: {value}; expected at least 1")
         if self.keep_above is not None and self.keep_below is not None and self.keep_above >= self.keep_below:
             raise ConfigError(f"keep_above: {self.keep_above}; expected less than keep_below, {self.keep_below}, or no row is kept")
+        if self.rescore is not None and self.rescore.rows < self.top_k:
+            raise ConfigError(f"rescore.rows: {self.rescore.rows}; expected at least top_k, {self.top_k}, of which it is the choice")
 
 
 def attribute(config: AttributionConfig, config_yaml: str | None = None) -> dict[str, Any]:
@@ -111,26 +121,35 @@ def attribute(config: AttributionConfig, config_yaml: str | None = None) -> dict
         )
         encoder = load()
         queries = read_examples(config.queries)
+        teacher = open_teacher(config.rescore, encoder.text_format) if config.rescore else None
+        warnings = warn(Path(config.encoder), config.checkpoint, teacher.facts if teacher else None)
         ranking = make_ranking(
-            encoder, queries, top_k=config.top_k, top=config.top, chunk_rows=config.chunk_rows,
+            encoder, queries, top_k=config.rescore.rows if config.rescore else config.top_k, top=config.top, chunk_rows=config.chunk_rows,
             keep_above=config.keep_above, keep_below=config.keep_below, mu_scale=load_mu_scale(Path(config.encoder)),
+            distribution=load_distribution(Path(config.encoder)),
         )  # fmt: skip
         made_by = {
             "encoder_fingerprint": encoder.fingerprint,
             "queries_fingerprint": fingerprint(queries),
             "text_format": asdict(encoder.text_format),
             "provider": encoder.provider,
-        }
+        } | ({"teacher_fingerprint": teacher.fingerprint} if teacher else {})
         begin(run.folder, made_by)
-        pool = iterate_pool(config.pool, config.on_bad_row, encoder.text_format, keep_lines=ranking.filters)
+
+        def shards() -> Iterator[list[PoolRow]]:
+            pool = iterate_pool(config.pool, config.on_bad_row, encoder.text_format, keep_lines=ranking.filters)
+            return in_shards(pool, config.shard_rows)
 
         def committed() -> None:
             run.worth_resuming = True
 
-        shards = in_shards(pool, config.shard_rows)
+        rescoring, expected = None, estimate_rows(config.pool)
+        if teacher and not (run.folder / SUMMARY_FILE).exists():
+            rescoring = Rescoring(teacher, ranking, shards, config.top_k)
+            rescoring.begin(run.folder / "work", expected)
         engine = _make_here if config.engine == "local" else partial(make_on_ray, load, config.actors)
-        found = attribute_shards(run.folder, shards, ranking, expected=estimate_rows(config.pool), committed=committed, engine=engine)
-        run.facts |= made_by | {"top": config.top} | found
+        found = attribute_shards(run.folder, shards(), ranking, expected=expected, committed=committed, engine=engine, rescoring=rescoring)
+        run.facts |= made_by | {"top": config.top, "warnings": warnings} | found
     return run.facts
 
 
@@ -169,6 +188,7 @@ def attribute_shards(
     expected: int | None = None,
     committed: Callable[[], None] = lambda: None,
     engine: Engine | None = None,
+    rescoring: Rescoring | None = None,
 ) -> dict[str, Any]:
     """Rank a pool that arrives in shards; write the products into `folder`; return counts, speed and what was estimated.
 
@@ -179,6 +199,7 @@ def attribute_shards(
         expected: about so many rows, for the estimate; None when nobody knows.
         committed: called when a shard with a usable row is on the disk.
         engine: makes the shards; None makes one after the other here.
+        rescoring: the second stage, begun; None leaves the tables to the student's scores.
 
     Raises:
         DataError: when not one row is usable.
@@ -190,8 +211,8 @@ def attribute_shards(
         summary = _summary(records, ranking)
         if not summary["counts"]["rows"]:
             raise DataError(f"pool: no usable row; expected at least one; {_first_reason(folder, len(records))}")
-        write_tables(folder, records, ranking)
-        write_json_atomic(folder / SUMMARY_FILE, summary)
+        write_tables(folder, records, ranking, rescoring)
+        write_json_atomic(folder / SUMMARY_FILE, summary | (rescoring.facts if rescoring else {}))
     shutil.rmtree(folder / "work")  # from here on a killed job has nothing left to do but this
     facts: dict[str, Any] = json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))
     return facts | progress.facts()
@@ -238,7 +259,10 @@ def _summary(records: Sequence[dict[str, Any]], ranking: Ranking) -> dict[str, A
     names = ["rows", "rejected", "broken_files", *(["kept", "removed"] if ranking.filters else [])]
     counts = {name: sum(record[name] for record in records) for name in names}
     truncated = sum(record["truncated"] for record in records)
-    return {"counts": counts | {"queries": len(ranking.queries)}, "truncated_share": truncated / max(counts["rows"], 1)}
+    shares = {"truncated_share": truncated / max(counts["rows"], 1)}
+    if ranking.distribution is not None:
+        shares["far_share"] = sum(record["far"] for record in records) / max(counts["rows"], 1)
+    return {"counts": counts | {"queries": len(ranking.queries)}, **shares}
 
 
 @dataclass

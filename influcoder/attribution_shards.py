@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 from influcoder.aggregation import aggregate
 from influcoder.calibration import MuScale
 from influcoder.commits import Writer, commit, read_record
+from influcoder.distribution import Distribution
 from influcoder.embed_batch import embed_chunks
 from influcoder.errors import RunError
 from influcoder.examples import Example
@@ -36,6 +37,7 @@ from influcoder.onnx_encoder import OnnxEncoder
 from influcoder.pool import PoolRow, json_line, shard_fingerprint
 from influcoder.quantisation import Quantised, quantise
 from influcoder.readers import Rejected
+from influcoder.text_format import render
 from influcoder.top_k import TopK
 
 ROWS_SCHEMA = pa.schema(
@@ -70,6 +72,13 @@ class Ranking:
     keep_below: float | None = None
     mu_scale: MuScale | None = None
     """of an encoder whose teacher was f-influence: what its scores say of mu"""
+    distribution: Distribution | None = None
+    """of an encoder that says what it was distilled on: marks rows that are far from that"""
+
+    @property
+    def rows_schema(self) -> pa.Schema:
+        """Columns of `rows.parquet`."""
+        return ROWS_SCHEMA if self.distribution is None else ROWS_SCHEMA.append(pa.field("far", pa.bool_()))
 
     @property
     def filters(self) -> bool:
@@ -134,12 +143,12 @@ def rank_shard(shard: Shard, ranking: Ranking, advance: Callable[[int], object] 
     rows = [row.example for row in shard if isinstance(row.example, Example)]
     rejected = [row.example for row in shard if isinstance(row.example, Rejected)]
     best = {side: TopK(len(ranking.queries), ranking.top_k, side) for side in ("top", "bottom")}
-    vectors, tables, num_truncated = [np.empty((0, ranking.query_vectors.shape[1]), np.float32)], [ROWS_SCHEMA.empty_table()], 0
+    vectors, tables, num_truncated = [np.empty((0, ranking.query_vectors.shape[1]), np.float32)], [ranking.rows_schema.empty_table()], 0
     for chunk, embedded, truncated in embed_chunks(ranking.encoder, rows, ranking.chunk_rows):
         scores = ranking.query_vectors @ embedded.T
         for kept in best.values():
             kept.add(scores)
-        tables.append(_row_table(chunk, scores, ranking))
+        tables.append(_row_table(chunk, scores, embedded, ranking))
         vectors.append(embedded)
         num_truncated += int(truncated.sum())
         advance(len(chunk))
@@ -152,6 +161,8 @@ def rank_shard(shard: Shard, ranking: Ranking, advance: Callable[[int], object] 
         "truncated": num_truncated,
         "fingerprint": shard_fingerprint(shard),
     }
+    if ranking.distribution is not None:
+        facts["far"] = sum(table["far"].to_pylist())
     if ranking.filters:
         keeps = ranking.keeps(table["score"].to_numpy())
         read = [row.line for row in shard if row.line is not None]
@@ -184,7 +195,7 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
         stream.writelines(lines)
 
 
-def _row_table(rows: Sequence[Example], scores: NDArray[np.float32], ranking: Ranking) -> pa.Table:
+def _row_table(rows: Sequence[Example], scores: NDArray[np.float32], vectors: NDArray[np.float32], ranking: Ranking) -> pa.Table:
     weights = np.array([query.weight for query in ranking.queries])
     # the best query is one of the wanted behaviour: a contrast query explains nothing
     wanted = np.flatnonzero(weights > 0) if (weights > 0).any() else np.arange(len(weights))
@@ -196,4 +207,6 @@ def _row_table(rows: Sequence[Example], scores: NDArray[np.float32], ranking: Ra
         [ranking.queries[wanted[place]].id for place in best],
         scores[wanted].max(axis=0),
     ]
-    return pa.table(columns, schema=ROWS_SCHEMA)
+    if ranking.distribution is not None:
+        columns.append(ranking.distribution.far(vectors, [render(row, ranking.encoder.text_format) for row in rows]))
+    return pa.table(columns, schema=ranking.rows_schema)

@@ -19,7 +19,7 @@ from influcoder.text_format import load_text_format, render
 HELP = """usage: influcoder COMMAND [CONFIG.yaml] [--key value ...]
 
 commands:
-  attribute      rank the rows of a pool by their influence on queries: --encoder --pool.paths --queries.paths --output
+  attribute      rank the rows of a pool by their influence on queries: --encoder --pool.paths --queries.paths --output [--rescore.*]
   contributions  value who gave the rows, in a signed report: the same and --attribution --key (made by --make-key KEY.pem)
   export         write an encoder folder's ONNX graph, accepted only if it ranks as torch does: --encoder --sample.paths
   serve          answer queries over HTTP from an index, with a page to explore it: --encoder --index [--rows.paths --port]
@@ -75,11 +75,17 @@ def _attribute(arguments: Sequence[str]) -> None:
     config, resolved = parse_config(AttributionConfig, arguments, "influcoder attribute")
     facts = attribute(config, resolved)
     counts, speed = facts["counts"], facts["rows_per_second"]
+    far = f", {facts['far_share']:.1%} far from what it was distilled on" if "far_share" in facts else ""
     print(
-        f"{config.output}: {counts['rows']} rows ({counts['rejected']} set aside, {facts['truncated_share']:.1%} cut by the encoder), "
+        f"{config.output}: {counts['rows']} rows ({counts['rejected']} set aside, {facts['truncated_share']:.1%} cut by the encoder{far}), "
         f"{counts['queries']} queries, {'all shards were there' if speed is None else f'{speed} rows/s'}; "
         "see topk.parquet, rows.parquet, index/, rejected.jsonl"
     )
+    if found := facts.get("rescore"):
+        print(
+            f"topk.parquet by {found['teacher']}: {found['short_listed']} rows scored again ({found['computed']} computed, {found['seen']} in its run, "
+            f"{found['unscored']} that it cannot read)"
+        )
     if "kept" in counts:
         print(f"{counts['kept']} rows in kept.jsonl, {counts['removed']} in removed.jsonl")
     if counts["broken_files"]:

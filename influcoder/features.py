@@ -68,12 +68,12 @@ class Features:
     @property
     def as_rows(self) -> NDArray[np.float32]:
         """(rows, dim) what a query's vector is multiplied with."""
-        return self.vectors * self.norms[:, None] if self.manifest.normalise == "none" else self.vectors
+        return at_length(self.vectors, self.norms, self.manifest.normalise, asking=False)
 
     @property
     def as_queries(self) -> NDArray[np.float32]:
         """(rows, dim) what asks."""
-        return self.vectors * self.norms[:, None] if self.manifest.normalise in ("none", "relatif") else self.vectors
+        return at_length(self.vectors, self.norms, self.manifest.normalise, asking=True)
 
     def places(self, ids: Sequence[str]) -> list[int]:
         """Return where `ids` stand, in that order.
@@ -89,6 +89,11 @@ class Features:
                 "expected features of these rows; run the teacher on them"
             )
         return [position[row_id] for row_id in ids]
+
+
+def at_length(vectors: NDArray[np.float32], norms: NDArray[np.float32], normalise: str, *, asking: bool) -> NDArray[np.float32]:
+    """Return what is multiplied: unit vectors (rows, dim), or at their lengths (rows,) where `normalise` leaves these to that side."""
+    return vectors * norms[:, None] if normalise == "none" or (asking and normalise == "relatif") else vectors
 
 
 def create_store(folder: Path, manifest: Manifest) -> None:

@@ -82,10 +82,14 @@ def top_overlap(predicted: Array, target: Array, k: int) -> NDArray[np.float64]:
 
 def top_recall(predicted: Array, target: Array, k: int, n: int) -> NDArray[np.float64]:
     """Return the share of the target's top k rows among the predicted top n, `(Q,)`; ties keep the row order."""
-    wanted = np.argsort(-target, axis=1, kind="stable")[:, :k]
-    ranks = np.argsort(np.argsort(-predicted, axis=1, kind="stable"), axis=1)
-    shares: NDArray[np.float64] = (np.take_along_axis(ranks, wanted, axis=1) < n).mean(axis=1)
+    shares: NDArray[np.float64] = (top_ranks(predicted, target, k) < n).mean(axis=1)
     return shares
+
+
+def top_ranks(predicted: Array, target: Array, k: int) -> NDArray[np.int64]:
+    """Return the predicted rank of each of the target's top k rows, `(Q, k)`, 0 the best; ties keep the row order."""
+    wanted = np.argsort(-target, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(np.argsort(np.argsort(-predicted, axis=1, kind="stable"), axis=1), wanted, axis=1)
 
 
 def _pearson(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:

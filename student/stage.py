@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from influcoder.distribution import Distribution, fit_distribution, save_distribution
 from influcoder.errors import DataError, RunError
 from influcoder.examples import Example, fingerprint, load_examples
 from influcoder.features import Manifest, load_features, load_row_vectors
@@ -39,12 +40,14 @@ from student.encoder import load_encoder, longest, save_encoder, tokenize, trunc
 from student.fidelity import Scores, measure, mu_scale, validation_scores
 from student.fidelity import write as write_fidelity
 from student.fit import fit, is_first_process
-from student.module import Distillation, KeepBest
+from student.module import Distillation, KeepBest, encode
 from student.plot import write_plot
 from student.state import state_file
 from student.static import fit_table
 
 MINIMUM_ROWS = 6
+MOST_EMBEDDED = 4096
+"""training rows whose embeddings say how these lie"""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ def _finish(config: StudentConfig, target: Target, encoder: SentenceTransformer,
     for name, side in target.sides.items():
         path = made.folder / ("split.parquet" if name == "rows" else "query_split.parquet")
         pq.write_table(pa.table({"id": list(side.ids), "part": list(side.parts)}), path)
+    save_distribution(folder, _distribution(target, encoder))
     made.facts = {
         "teacher_method": target.record["method"],
         "teacher_seed": target.record["seeds"][0],
@@ -149,6 +153,13 @@ def _finish(config: StudentConfig, target: Target, encoder: SentenceTransformer,
     write_plot(made.folder / "fidelity.png", best.target, scores)
     made.facts["validation"] = {"per_query_spearman": best.best, "epoch": best.best_epoch, "queries": len(best.queries)}
     return scores
+
+
+def _distribution(target: Target, encoder: SentenceTransformer) -> Distribution:
+    """Sum up the training rows, those ranked, for whoever asks later whether a row is like them."""
+    (train, _), (validation, _) = target.rows.of("train"), target.rows.of("validation")
+    chosen = [train[place] for place in np.random.default_rng(0).permutation(len(train))[:MOST_EMBEDDED]]
+    return fit_distribution((encode(encoder, chosen), train), (encode(encoder, validation), validation))
 
 
 def load_target(config: StudentConfig) -> Target:

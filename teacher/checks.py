@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influcoder.errors import ConfigError, RunError
+from influcoder.influence.batch_budget import Budget, project_rows, within_memory
 from influcoder.influence.capture import Layer
 from influcoder.influence.exact import ExactProducts, exact_products
 from influcoder.influence.gradients import GradientProjector, Transform
@@ -16,7 +17,6 @@ from influcoder.influence.self_check import check_gradients
 from influcoder.influence.tokens import TokenizedRow
 from influcoder.metrics import per_query_spearman
 from teacher.config import ChecksConfig
-from teacher.features import Budget, project_rows, within_memory
 
 CHECKED_BYTES = 1 << 30
 """of weights whose gradients the self-check holds: all of a small decoder, some layers of a large one"""

@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 
 from influcoder.errors import RunError
+from influcoder.influence.batch_budget import Budget, within_memory
 from influcoder.influence.ekfac import Whitening
 from influcoder.influence.ekfac_decoder import Draws, fit_decoder_ekfac
 from influcoder.influence.ekfac_files import load_ekfac
-from teacher.features import Budget, within_memory
 from teacher.job import Job
 from teacher.processes import Processes
 

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from influcoder.errors import RunError
+from influcoder.influence.batch_budget import Budget, project_rows
 from influcoder.influence.gradients import GradientProjector
 from influcoder.influence.tokens import TokenizedRow, token_batches
-from teacher.features import Budget, project_rows
 
 TRIALS = 3
 """batches that are timed: the heaviest first, then two of the middle"""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from influcoder.features import (
@@ -22,13 +21,10 @@ from influcoder.features import (
     read_manifest,
     write_shard,
 )
-from influcoder.influence.fisher import SecondMoment, inverse_root, mix, precondition, unit_blocks
-from influcoder.influence.methods import Method, combine
+from influcoder.influence.fisher import Roots, SecondMoment, inverse_root, mix, save_roots
+from influcoder.influence.methods import Method, finish
 from influcoder.metrics import per_query_spearman
 from influcoder.scores import Scores, save_scores
-
-Roots = Sequence[NDArray[np.float32]]
-"""inverse roots of the Fisher, one a block"""
 
 
 def fit_fisher(stores: dict[str, Path], blocks: Sequence[int], method: Method, damping: float, keep: Path) -> tuple[Roots, float | None]:
@@ -51,8 +47,7 @@ def fit_fisher(stores: dict[str, Path], blocks: Sequence[int], method: Method, d
         mixed, weight = mix(mixed, moments["queries"].means())
     progress = tqdm(mixed, desc="inverse roots of the Fisher", unit="layer", disable=None, leave=False)
     roots = [inverse_root(moment, damping).astype(np.float32) for moment in progress]
-    keep.parent.mkdir(parents=True, exist_ok=True)
-    save_file({f"{place:04d}": root for place, root in enumerate(roots)}, keep)
+    save_roots(keep, roots)
     return roots, weight
 
 
@@ -74,17 +69,13 @@ def finish_store(
         method: how checkpoints are combined.
         learning_rates: of each checkpoint.
         roots: of the Fisher, if it preconditions.
-        blocks: coordinates of each layer, where each is to have length 1.
+        blocks: coordinates of each layer, where each is to have length 1 after the Fisher.
     """
     streams = [stream(part) for part in parts]
     dim = None
     for shards in zip(*streams, strict=True):
-        shard, gradients = shards[0][0], [part for _, part in shards]
-        if roots is not None:
-            gradients = [precondition(part, roots) for part in gradients]
-            if blocks is not None:
-                gradients = [unit_blocks(part, blocks) for part in gradients]
-        vectors = combine(gradients, learning_rates, unit_weights=method.unit_weights) if method.every_checkpoint else gradients[-1]
+        shard = shards[0][0]
+        vectors = finish(method, [part for _, part in shards], learning_rates, roots, blocks)
         if dim is None:
             dim = vectors.shape[1]
             create_store(target, replace(manifest, dim=dim))

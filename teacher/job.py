@@ -11,20 +11,19 @@ from pathlib import Path
 
 from influcoder.examples import Example, fingerprint
 from influcoder.features import Manifest
-from influcoder.influence.adam import Moments, estimate_moments
+from influcoder.influence import directions
 from influcoder.influence.basis import Basis, fit_basis
+from influcoder.influence.batch_budget import Budget, within_memory
 from influcoder.influence.capture import Layer
 from influcoder.influence.checkpoints import Checkpoint, load_checkpoints
 from influcoder.influence.decoder import Decoder
 from influcoder.influence.gradients import Transform
-from influcoder.influence.methods import METHODS, Direction, Method, Normalise
+from influcoder.influence.methods import METHODS, Method, Normalise
 from influcoder.influence.tokens import TokenizedRow
 from teacher.config import TeacherConfig
-from teacher.features import Budget, Side, within_memory
+from teacher.features import Side
 from teacher.processes import Processes
 
-MOMENT_ROWS = 256
-"""rows over which the second moment is estimated where no optimiser's is known"""
 BASIS_ROWS = 128
 """rows on which a projection's leading directions are found"""
 
@@ -98,8 +97,7 @@ def make_job(
         )
 
     place = Path(config.checkpoints) if config.checkpoints else folder / "checkpoints" if config.finetune else None
-    needed = place is not None and (method.every_checkpoint or method.direction != "gradient")
-    checkpoints = load_checkpoints(place) if place is not None and needed else []
+    checkpoints = load_checkpoints(place) if place is not None and method.asks_checkpoints else []
     return Job(config, folder, decoder, layers, sides, checkpoints, manifest)
 
 
@@ -127,27 +125,7 @@ def _fit_within_memory(fit: Callable[..., Basis], sample: Sequence[TokenizedRow]
     return within_memory(Budget(None, max_batch_tokens), sample, lambda tokens: fit(sample, max_batch_tokens=tokens))
 
 
-def spread(rows: Sequence[TokenizedRow], count: int) -> list[TokenizedRow]:
-    """Return `count` rows at equal distances, or all."""
-    count = min(count, len(rows))
-    return [rows[place * len(rows) // count] for place in range(count)]
-
-
 def transforms(job: Job, point: Checkpoint | None) -> tuple[Transform | None, Transform | None]:
     """Return what replaces the gradients of queries and of rows at a checkpoint."""
-    wanted: tuple[Direction, Direction] = (job.method.query_direction, job.method.direction)
-    if set(wanted) == {"gradient"}:
-        return None, None
-    if point is not None:
-        moments = point.moments(job.decoder.model, job.layers)
-    else:
-        sample = spread(job.sides["rows"].rows, MOMENT_ROWS)
-        # not the budget that shards have come down to: a resumed run has to find the same moments to the last bit
-        budget = Budget(None, job.config.gradients.max_batch_tokens)
-        moments = within_memory(budget, sample, partial(estimate_moments, job.decoder, job.layers, sample))
-    first, second = (_transform(direction, moments) for direction in wanted)
-    return first, second
-
-
-def _transform(direction: Direction, moments: Moments) -> Transform | None:
-    return {"gradient": None, "adam_step": moments.step_direction, "second_moment": moments.scaled}[direction]
+    rows, tokens = job.sides["rows"].rows, job.config.gradients.max_batch_tokens
+    return directions.transforms(job.method, job.decoder, job.layers, point, rows, tokens)

@@ -18,6 +18,7 @@ from typing import Any
 from influcoder.errors import require
 from influcoder.examples import fingerprint
 from influcoder.features import remove_store
+from influcoder.influence.batch_budget import Budget
 from influcoder.influence.capture import coverage
 from influcoder.influence.decoder import fingerprint_model, load_decoder
 from influcoder.influence.gradients import GradientProjector
@@ -30,7 +31,7 @@ from teacher.checks import check_projection, check_rows_alone
 from teacher.config import TeacherConfig
 from teacher.ekfac import find_whitenings
 from teacher.estimate import Estimate, compare, estimate, full_disk_as_error, peak_memory, used_bytes
-from teacher.features import Budget, write_gradients
+from teacher.features import write_gradients
 from teacher.finish import finish_store, fit_fisher, seed_agreement, write_scores
 from teacher.job import Job, find_bases, make_job, transforms
 from teacher.prepare import load_sides, locate_decoder, prepare_decoder, read_sides

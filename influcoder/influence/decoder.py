@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -96,6 +98,22 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def recorded_decoder(folder: Path, record: Mapping[str, Any], device: str) -> DecoderConfig:
+    """Return how to load the decoder whose gradients a teacher run took, of its folder and run.json: from inside it, or by hub id or folder."""
+
+    def located(name: str) -> str | None:
+        given: str | None = record.get(name)
+        return str(folder / given) if given is not None and (folder / given).is_dir() else given
+
+    return DecoderConfig(
+        path=located("decoder_path"),
+        adapter=located("decoder_adapter"),
+        dtype=record.get("decoder_dtype", "float32"),
+        chat_template=record.get("decoder_chat_template"),
+        device=device,
+    )
+
+
 def load_decoder(config: DecoderConfig, examples: Sequence[Example], seed: int) -> Decoder:
     """Load a decoder, or make a fresh one whose tokenizer is trained on `examples`.
 
@@ -179,6 +197,20 @@ def randomise_weights(decoder: Decoder, seed: int) -> None:
         if parameter.ndim > 1:
             deviation = float(parameter.float().std())
             parameter.copy_(torch.randn(parameter.shape, generator=source) * deviation)
+
+
+def fingerprints(path: str) -> Iterator[str]:
+    """Yield what `fingerprint_model` says of a folder or hub id, of a LoRA adapter's too, as a teacher may have loaded it: in 16 bits, in 32.
+
+    Raises:
+        ConfigError: when it cannot be loaded as a causal LM.
+    """
+    adapter, record = None, Path(path) / "adapter_config.json"
+    if record.is_file():
+        path, adapter = json.loads(record.read_text(encoding="utf-8"))["base_model_name_or_path"], path
+    dtypes: tuple[Literal["bfloat16", "float32"], ...] = ("bfloat16", "float32")
+    for dtype in dtypes:
+        yield fingerprint_model(load_decoder(DecoderConfig(path=path, adapter=adapter, dtype=dtype, device="cpu"), [], seed=0).model)
 
 
 def fingerprint_model(model: torch.nn.Module) -> str:

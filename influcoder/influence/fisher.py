@@ -10,11 +10,18 @@ Legend: B rows, D coordinates, K those of a block.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+import safetensors
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from influcoder.errors import RunError
 
 Array = NDArray[np.float64]
+Roots = Sequence[NDArray[np.float32]]
+"""inverse roots of the Fisher, one a block"""
 DOWNWEIGHTED = 1000 / 65536
 """share of the leading directions in which TrackStar lets queries and rows weigh alike"""
 
@@ -70,6 +77,25 @@ def mix(rows: Sequence[Array], queries: Sequence[Array]) -> tuple[list[Array], f
     """Return `w R_queries + (1 - w) R_rows` by block, and w."""
     weight = mixing_weight(rows, queries)
     return [weight * query + (1 - weight) * row for row, query in zip(rows, queries, strict=True)], weight
+
+
+def save_roots(path: Path, roots: Roots) -> None:
+    """Write one safetensors file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({f"{place:04d}": root for place, root in enumerate(roots)}, path)
+
+
+def load_roots(path: Path) -> Roots:
+    """Read what `save_roots` wrote.
+
+    Raises:
+        RunError: when it is missing or unreadable.
+    """
+    try:
+        content = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RunError(f"{path}: not readable ({error}); expected the Fisher of a teacher run; run the teacher again") from error
+    return [content[name] for name in sorted(content)]
 
 
 def precondition(gradients: NDArray[np.floating], roots: Sequence[NDArray[np.floating]]) -> NDArray[np.float32]:

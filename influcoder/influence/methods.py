@@ -30,6 +30,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from influcoder.influence.fisher import precondition, unit_blocks
+
 MethodName = Literal["influcoder", "tracin", "less", "logra", "trackstar", "ekfac", "f_influence"]
 Direction = Literal["gradient", "adam_step", "second_moment"]
 Normalise = Literal["layers", "unit", "none", "relatif"]
@@ -64,6 +66,11 @@ class Method:
         return self.direction != self.query_direction
 
     @property
+    def asks_checkpoints(self) -> bool:
+        """Whether it looks at saved checkpoints, where a fine-tuning left some."""
+        return self.every_checkpoint or self.direction != "gradient"
+
+    @property
     def finished_at_once(self) -> bool:
         """Whether projected gradients are the features: nothing is combined or preconditioned."""
         return self.fisher is None and not self.every_checkpoint
@@ -78,6 +85,29 @@ METHODS: dict[MethodName, Method] = {
     "ekfac": Method(ekfac=True, normalise="none"),
     "f_influence": Method(normalise="none", every_checkpoint=True, noise_scaled=True),
 }
+
+
+def finish(
+    method: Method,
+    parts: Sequence[NDArray[np.float32]],
+    learning_rates: Sequence[float],
+    roots: Sequence[NDArray[np.float32]] | None,
+    blocks: Sequence[int] | None,
+) -> NDArray[np.float32]:
+    """Return features at their lengths, `(B, D)` or `(B, K * D)`, of projected gradients.
+
+    Args:
+        method: how checkpoints are combined.
+        parts: (B, D) of each checkpoint.
+        learning_rates: of each checkpoint.
+        roots: of the Fisher, if it preconditions.
+        blocks: coordinates of each layer, where each is to have length 1 after the Fisher.
+    """
+    if roots is not None:
+        parts = [precondition(part, roots) for part in parts]
+        if blocks is not None:
+            parts = [unit_blocks(part, blocks) for part in parts]
+    return combine(parts, learning_rates, unit_weights=method.unit_weights) if method.every_checkpoint else parts[-1]
 
 
 def combine(parts: Sequence[NDArray[np.float32]], learning_rates: Sequence[float], *, unit_weights: bool) -> NDArray[np.float32]:

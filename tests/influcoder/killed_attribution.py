@@ -2,13 +2,14 @@
 
     python -m tests.influcoder.killed_attribution CONFIG FOLDER COUNT
 
-CONFIG is JSON: encoder, pool, queries and settings. FOLDER/whole is made without a kill, FOLDER/point-K with kills at seeded random
+CONFIG is JSON: encoder, pool, queries and settings, those of a second stage under `rescore`. FOLDER/whole is made without a kill, FOLDER/point-K with kills at seeded random
 steps (a run that goes on has fewer, and may end before the second kill). A step is a flush, a rename, a link or a removal: there is one before and one after every moment that could matter. Prints
 the steps of the whole run and, by point, where it was killed.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -20,12 +21,15 @@ from typing import Any
 
 from influcoder.attribution import AttributionConfig, attribute
 from influcoder.readers import Columns, DataSource
+from influcoder.rescoring_teacher import Rescore
 
 STEPS = ("fsync", "replace", "link", "unlink", "rmdir")
 
 
 def main() -> None:
     config, folder, count = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    if "rescore" in config:
+        importlib.import_module("influcoder.influence.teacher_features")  # torch: seconds that no child need wait for
     source = random.Random(0)
     killed: list[list[int]] = []
     steps = attribute_in_child(config, folder / "whole", None)
@@ -67,6 +71,8 @@ def attribute_in_child(config: dict[str, Any], folder: Path, step: int | None) -
         sources: dict[str, Any] = {
             name: DataSource(paths=(config.pop(name),), columns=Columns(contributor="who")) for name in ("pool", "queries")
         }
+        if "rescore" in config:
+            sources["rescore"] = Rescore(**config.pop("rescore"))
         os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
         attribute(AttributionConfig(**config, **sources, output="run"))
         Path("steps").write_text(str(count))

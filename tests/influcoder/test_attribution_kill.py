@@ -21,7 +21,8 @@ from influcoder.errors import RunError
 from influcoder.index import open_index
 from influcoder.onnx_encoder import OnnxEncoder
 from influcoder.readers import Columns, DataSource
-from influcoder.runs import partial_folder
+from influcoder.runs import open_run, partial_folder
+from tests.influcoder.rescoring_runs import make_teachers, query_rows
 from tests.influcoder.test_attribution import bad_pool, make_rows, write_jsonl
 
 POINTS = int(os.environ.get("SOAK", "8"))
@@ -64,6 +65,29 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(point: int, killed: t
     made, expected = products(folder / f"point-{point}" / "run"), products(folder / "whole" / "run")
     assert made.keys() == expected.keys()
     assert [name for name in made if made[name] != expected[name]] == []
+
+
+@pytest.fixture(scope="module")
+def killed_rescoring(exported_folder: Path, tmp_path_factory: pytest.TempPathFactory, repository: Path) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("rescoring")
+    teacher, _ = make_teachers(folder / "teachers")
+    pool, queries = bad_pool(folder / "pool.jsonl"), write_jsonl(folder / "queries.jsonl", query_rows())
+    rescore = {"teacher": str(teacher), "rows": 12, "device": "cpu"}
+    config = json.dumps({"encoder": str(exported_folder), "pool": pool, "queries": queries, "rescore": rescore, **SETTINGS})
+    command = [sys.executable, "-m", "tests.influcoder.killed_attribution", config, str(folder), str(POINTS)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=repository, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("point", range(POINTS))
+def test_a_killed_second_stage_goes_on_and_ends_with_the_same_bytes(point: int, killed_rescoring: tuple[Path, dict[str, Any]]) -> None:
+    folder, record = killed_rescoring
+    made, expected = products(folder / f"point-{point}" / "run"), products(folder / "whole" / "run")
+    assert record["killed"][point] and made.keys() == expected.keys()
+    assert [name for name in made if made[name] != expected[name]] == []
+    assert open_run(folder / "whole" / "run", "attribution")["rescore"]["computed"] > 30
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from influcoder.calibration import load_mu_scale
+from influcoder.distribution import fit_distribution, load_distribution
 from influcoder.errors import ConfigError, DataError, InflucoderError, RunError
 from influcoder.examples import fingerprint, load_examples, write_examples
 from influcoder.features import create_store, load_features, write_shard
@@ -152,6 +153,21 @@ def test_the_encoder_is_a_sentence_transformer_with_unit_embeddings(finished: Pa
     found = SentenceTransformer(str(finished / "encoder"), device="cpu").encode(["Ask: bark\nResponse: dutt"], show_progress_bar=False)
     assert found.shape == (1, DIM)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_the_encoder_says_what_rows_it_was_distilled_on(finished: Path, finished_teacher: Path) -> None:
+    target, found = load_target(make_config(finished_teacher, finished)), load_distribution(finished / "encoder")
+    encoder = SentenceTransformer(str(finished / "encoder"), device="cpu")
+
+    def far(texts: list[str]) -> float:
+        return float(found.far(module.encode(encoder, texts), texts).mean()) if found else -1
+
+    validation, _ = target.rows.of("validation")
+    assert 0 <= far(validation) <= 2 / len(validation)  # what is largest of some dozens of rows is the limit
+    expected = fit_distribution(*((module.encode(encoder, texts), texts) for texts in (target.rows.of("train")[0], validation)))
+    assert found is not None and found.limits == pytest.approx(expected.limits, rel=1e-4)
+    test, _ = target.rows.of("test")
+    assert far(test) < 0.2 < 0.9 < far([f"Ask: {{'{place}': [1, 2]}}; #import x\nResponse: ÄÖÜ ({place}) == 東京" for place in range(20)])
 
 
 def test_the_same_seed_gives_the_same_weights(finished: Path, finished_teacher: Path, tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 import teacher.checks
 import teacher.estimate
 from influcoder.errors import RunError
+from influcoder.influence.batch_budget import Budget
 from influcoder.influence.gradients import GradientConfig, GradientProjector
 from influcoder.influence.tokens import TokenizedRow, tokenize
 from influcoder.metrics import per_query_spearman
 from teacher.checks import check_projection, check_rows_alone
 from teacher.config import ChecksConfig
 from teacher.estimate import Estimate, compare, estimate, used_bytes
-from teacher.features import Budget
 from tests.influcoder.tiny_decoders import example, fresh_decoder
 
 WHOLE = GradientConfig(rank=None, sketch="none", factors="random")

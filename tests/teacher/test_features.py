@@ -29,6 +29,7 @@ import teacher.prepare
 from eval.data import load_teacher
 from influcoder.errors import InflucoderError, RunError
 from influcoder.features import has_shard, load_features, read_manifest, write_shard
+from influcoder.influence.batch_budget import Budget, project_rows
 from influcoder.influence.decoder import DecoderConfig
 from influcoder.influence.finetune import FinetuneConfig
 from influcoder.influence.gradients import GradientConfig, GradientProjector
@@ -36,7 +37,6 @@ from influcoder.influence.tokens import TokenizedRow, tokenize
 from influcoder.runs import partial_folder
 from student.config import EncoderConfig, StudentConfig
 from student.stage import load_target
-from teacher.features import Budget, project_rows
 from tests.influcoder.tiny_decoders import ROWS, fresh_decoder
 from tests.teacher.test_kill import products
 from tests.teacher.test_stage import make_config, run_stage

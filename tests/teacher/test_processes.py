@@ -14,11 +14,12 @@ import pytest
 
 from influcoder.errors import RunError
 from influcoder.features import Manifest, has_shard
+from influcoder.influence.batch_budget import Budget
 from influcoder.influence.gradients import GradientConfig, GradientProjector
 from influcoder.influence.tokens import tokenize
 from influcoder.runs import open_run, partial_folder
 from influcoder.scores import load_scores
-from teacher.features import Budget, Side, write_gradients
+from teacher.features import Side, write_gradients
 from teacher.processes import Processes, join_processes
 from tests.fork_server import ENVIRONMENT, ROOT, ForkServer, kill
 from tests.influcoder.tiny_decoders import ROWS, fresh_decoder
