@@ -175,6 +175,7 @@ def _load_session(path: Path, sha256: str, providers: Sequence[str] | None) -> A
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
+    options.enable_mem_pattern = False  # a plan of the memory for every shape, kept for good: lengths vary, and it would grow
     return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
 
 

@@ -172,6 +172,21 @@ def test_batch_mates_padding_and_order_change_nothing(exported_folder: Path) -> 
     assert OnnxEncoder(exported_folder).encode([]).shape == (0, 32)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_a_shape_seen_before_takes_no_memory_of_its_own(exported_folder: Path) -> None:
+    def own_bytes() -> int:
+        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")) << 10
+
+    encoder, texts = OnnxEncoder(exported_folder), ["river " * 100] * 170
+    before = own_bytes()
+    encoder.encode(texts)
+    once = own_bytes() - before
+    for _ in range(3):
+        encoder.encode(texts)
+    assert once > 10 << 20, "8192 tokens take more than that"
+    assert own_bytes() - before < 1.15 * once
+
+
 def test_batches_hold_every_text_once_within_the_budget() -> None:
     lengths = [3, 50, 7, 7, 1, 20, 120, 4]
     batches = list(length_batches(lengths, 60))
