@@ -1,11 +1,12 @@
 """What a server of an index bears: clients that ask one query after another, on this machine.
 
-    python -m benchmarks.serve [--seconds 60] [--clients 32] [--rows 100000] [--encoder DIR]     a minute
+    python -m benchmarks.serve [--seconds 180] [--clients 32] [--rows 100000] [--encoder DIR]     four minutes
 
-Clients and server share the machine's cores, so that seconds are those of a busy machine. The encoder is the packaged MiniLM, exported
-first, unless another is named; rows are random unit vectors, since an exact search takes as long for any. Memory is the server's own
-(anonymous, without the pages of the index that the system keeps while it has room), after a warm-up and at the end: it must not grow.
-Rows scanned count a row once for each query. Written to benchmarks/results/serve.json.
+Clients and server share the machine's cores, so that seconds are those of a busy machine, and more so where others work on it: `load` says
+how many processes wanted a core before. The encoder is the packaged MiniLM, exported first, unless another is named; rows are random unit
+vectors, since an exact search takes as long for any. Memory is read in equal steps from after a warm-up to the end: the server's own
+(anonymous), which must not grow, and apart from it pages of files, such as the index, which the system keeps while it has room. `growth` is
+that of the second half. Rows scanned count a row once for each query. Written to benchmarks/results/serve.json.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -34,7 +36,7 @@ from influcoder.onnx_encoder import OnnxEncoder
 from influcoder.runs import git_commit, write_text_atomic
 
 RESULT = Path("benchmarks/results/serve.json")
-SHARD_ROWS, K, WARM_UP = 16384, 10, 2.0
+SHARD_ROWS, K, WARM_UP, STEPS = 16384, 10, 2.0, 18
 WORDS = "the a of river bakes bread code prints seven stars green tea garden slowly because never music model answer question".split()
 
 
@@ -42,15 +44,16 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=main.__doc__)
     parser.add_argument("--encoder", help="exported encoder; MiniLM is exported when none is named")
-    for name, default in (("seconds", 60), ("clients", 32), ("rows", 100_000)):
+    for name, default in (("seconds", 180), ("clients", 32), ("rows", 100_000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         encoder = Path(options.encoder) if options.encoder else export_minilm(folder / "encoder")
         make_index(folder / "index", encoder, options.rows)
         found = measure(encoder, folder / "index", clients=options.clients, seconds=options.seconds)
-    figures = found | {"encoder": options.encoder or "all-MiniLM-L6-v2", "cpus": os.cpu_count(), "git_commit": git_commit()}
+    figures = found | {"encoder": options.encoder or "all-MiniLM-L6-v2", "cpus": os.cpu_count(), "load": load, "git_commit": git_commit()}
     write_text_atomic(RESULT, json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures, indent=1))
 
@@ -89,26 +92,31 @@ def measure(encoder: Path, index: Path, *, clients: int, seconds: float) -> dict
     """Start a server, let the clients ask it for so long after a warm-up, and return what became of it."""
     with _server(encoder, index) as (process, port):
         _load(port, clients, min(WARM_UP, seconds))
-        memory, before = _anonymous_bytes(process.pid), _metrics(port)
+        before, memory = _metrics(port), [_memory(process.pid)]
+        watcher = threading.Thread(target=_watch, args=(process.pid, seconds, memory))
         started = time.monotonic()
-        latencies, failed = _load(port, clients, seconds)
+        watcher.start()
+        latencies, failures = _load(port, clients, seconds)
         took = time.monotonic() - started
+        watcher.join()
         rows = json.loads(_get(port, "/health"))["rows"]
-        after, memory_after = _metrics(port), _anonymous_bytes(process.pid)
+        after = _metrics(port)
     counts = {name: after[name] - before[name] for name in before}
+    anonymous = [step["RssAnon"] for step in memory]
     return {
         "clients": clients,
         "seconds": round(took, 2),
         "requests": len(latencies),
-        "failed": failed,
+        "failed": dict(Counter(failures)),
         "requests_per_second": round(len(latencies) / took, 1),
         "p50_seconds": round(float(np.percentile(latencies, 50)), 4),
         "p99_seconds": round(float(np.percentile(latencies, 99)), 4),
         "rows": rows,
         "rows_scanned_per_second": round(counts["influcoder_rows_scanned_total"] / took),
         "queries_a_batch": round(counts["influcoder_batch_queries_sum"] / max(counts["influcoder_batch_queries_count"], 1), 2),
-        "memory_before_bytes": memory,
-        "memory_after_bytes": memory_after,
+        "anonymous_bytes": anonymous,
+        "file_bytes": [step["RssFile"] for step in memory],
+        "growth": round(anonymous[-1] / anonymous[len(anonymous) // 2] - 1, 4),
     }
 
 
@@ -127,8 +135,8 @@ def _server(encoder: Path, index: Path) -> Iterator[tuple[subprocess.Popen[str],
         process.communicate(timeout=60)
 
 
-def _load(port: int, clients: int, seconds: float) -> tuple[list[float], int]:
-    """Return the seconds of each answer, and how many requests got none."""
+def _load(port: int, clients: int, seconds: float) -> tuple[list[float], list[str]]:
+    """Return the seconds of each answer, and what each request got that got none."""
     latencies: list[float] = []
     failures: list[str] = []
     end = time.monotonic() + seconds
@@ -137,7 +145,7 @@ def _load(port: int, clients: int, seconds: float) -> tuple[list[float], int]:
         thread.start()
     for thread in threads:
         thread.join()
-    return latencies, len(failures)
+    return latencies, failures
 
 
 def _client(port: int, seed: int, end: float, latencies: list[float], failures: list[str]) -> None:
@@ -148,14 +156,15 @@ def _client(port: int, seed: int, end: float, latencies: list[float], failures: 
         try:
             connection.request("POST", "/attribute", json.dumps({"queries": [query], "k": K}), {"content-type": "application/json"})
             answer = connection.getresponse()
-            whole = len(json.loads(answer.read())["queries"][0]["top"]) == K if answer.status == 200 else False
-        except (OSError, HTTPException):
-            whole = False
+            content = answer.read()
+            said = str(answer.status) if answer.status != 200 else "" if len(json.loads(content)["queries"][0]["top"]) == K else "cut"
+        except (OSError, HTTPException) as error:
+            said = type(error).__name__
             connection.close()
-        if whole:
-            latencies.append(time.monotonic() - started)
+        if said:
+            failures.append(said)
         else:
-            failures.append("no answer")
+            latencies.append(time.monotonic() - started)
     connection.close()
 
 
@@ -174,9 +183,15 @@ def _metrics(port: int) -> dict[str, float]:
     return {name: float(value) for name, value in (line.split(" ") for line in lines)}
 
 
-def _anonymous_bytes(process: int) -> int:
+def _watch(process: int, seconds: float, memory: list[dict[str, int]]) -> None:
+    for _ in range(STEPS):
+        time.sleep(seconds / STEPS)
+        memory.append(_memory(process))
+
+
+def _memory(process: int) -> dict[str, int]:
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+    return {name: int(size.split()[0]) << 10 for name, _, size in (line.partition(":") for line in lines) if name in ("RssAnon", "RssFile")}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The `influcoder` command: `attribute`, `contributions`, `export`, `serve` and `verify`, also as `python -m influcoder`.
+"""The `influcoder` command: `attribute`, `contributions`, `export`, `push`, `serve` and `verify`, also as `python -m influcoder`.
 
 Each command is a dataclass parsed as the stages' configs are (`influcoder.program`). Torch is imported by `export` alone.
 """
@@ -22,6 +22,7 @@ commands:
   attribute      rank the rows of a pool by their influence on queries: --encoder --pool.paths --queries.paths --output [--rescore.*]
   contributions  value who gave the rows, in a signed report: the same and --attribution --key (made by --make-key KEY.pem)
   export         write an encoder folder's ONNX graph, accepted only if it ranks as torch does: --encoder --sample.paths
+  push           upload an encoder folder to a model hub with a model card: --encoder --repository OWNER/NAME --license [--dry_run true]
   serve          answer queries over HTTP from an index, with a page to explore it: --encoder --index [--rows.paths --port]
   verify         check a contribution report and name what differs: REPORT --encoder --pool.paths --queries.paths
 
@@ -151,6 +152,18 @@ def _export(arguments: Sequence[str]) -> None:
         print(f"{name}: accepted; per-query Spearman {found['spearman_mean']:.4f}, overlap of the first ten {found['top_overlap']:.2f}")
 
 
+def _push(arguments: Sequence[str]) -> None:
+    from influcoder.push import PushConfig, push
+
+    config, _ = parse_config(PushConfig, arguments, "influcoder push")
+    files = push(config)
+    for file in files:
+        print(f"{file.sha256}  {file.size:>12,}  {file.name}")
+    size = sum(file.size for file in files)
+    done = "nothing was sent" if config.dry_run else "uploaded in one commit"
+    print(f"{config.repository}: {len(files)} files, {size:,} bytes; {done}; the card is {Path(config.encoder) / 'README.md'}")
+
+
 def _serve(arguments: Sequence[str]) -> None:
     from influcoder.serving.config import ServeConfig
 
@@ -166,6 +179,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "attribute": _attribute,
     "contributions": _contributions,
     "export": _export,
+    "push": _push,
     "serve": _serve,
     "verify": _verify,
 }

@@ -48,6 +48,7 @@ class OnnxRuntimeSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only
         options.intra_op_num_threads = 1
+        options.enable_mem_pattern = False  # a plan of the memory for every shape, kept for good: lengths vary, and it would grow
         self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
         self.provider = str(self._session.get_providers()[0])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from influcoder.errors import ConfigError
@@ -78,6 +80,12 @@ class EncoderConfig:
     def fitted(self) -> bool:
         """Whether the head, or the table, is fitted in closed form."""
         return self.head == "closed_form" or self.causal_lm is not None or self.static is not None
+
+    @property
+    def hub_id(self) -> str | None:
+        """Hub id of what the encoder was before; None of a folder, and of what is made here."""
+        path = self.path or (self.causal_lm.path if self.causal_lm else "")
+        return path if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).exists() else None
 
     def __post_init__(self) -> None:
         if sum(given is not None for given in (self.path, self.causal_lm, self.static, self.fresh)) != 1:

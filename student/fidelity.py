@@ -17,18 +17,13 @@ from sentence_transformers import SentenceTransformer
 from influcoder.calibration import FIDELITY_FILE, NORMAL_95, MuScale, fit_mu_scale
 from influcoder.influence.f_influence import compose
 from influcoder.metrics import aggregated_spearman, per_query_spearman, residual_spearman, top_overlap
+from influcoder.model_card import CARD_FILE, model_card
 from influcoder.runs import write_text_atomic
 from influcoder.sentence_encoder import load_sentence_encoder
 from student.module import KeepBest, encode
 
 Scores = NDArray[np.floating]
 OVERLAP = 10
-NAMES = {
-    "per_query_spearman": "per query",
-    "residual_spearman": "residual",
-    "aggregated_spearman": "aggregated",
-    f"top{OVERLAP}_overlap": f"top {OVERLAP} overlap",
-}
 
 
 def figures(scores: Scores, target: Scores) -> dict[str, float]:
@@ -76,32 +71,6 @@ def mu_scale(scores: Scores, vectors: tuple[Scores, Scores], points: int) -> MuS
 
 
 def write(folder: Path, facts: dict[str, Any], validation: dict[str, Any]) -> None:
-    """Write `fidelity.json` and `README.md` into an encoder folder."""
+    """Write `fidelity.json` and `README.md` into an encoder folder, which holds everything else."""
     write_text_atomic(folder / FIDELITY_FILE, json.dumps(facts | {"validation": validation}, indent=2) + "\n")
-    write_text_atomic(folder / "README.md", card(facts, validation))
-
-
-def card(facts: dict[str, Any], validation: dict[str, Any]) -> str:
-    """Return the model card."""
-    methods: dict[str, dict[str, float]] = validation["methods"]
-    rows = [" | ".join(["", name, *(f"{values[key]:.2f}" for key in NAMES), ""]).strip() for name, values in methods.items()]
-    table = "\n".join([f"| method | {' | '.join(NAMES.values())} |", f"| --- {'| --- ' * len(NAMES)}|", *rows])
-    asked = "rows" if facts["asks"] == "rows" else "queries"
-    control = "\n**A control: its target was shuffled. Not for use.**\n" if facts["shuffle_target"] else ""
-    return f"""---
-library_name: sentence-transformers
-tags: [influcoder, training-data-attribution]
----
-# Influcoder student
-{control}
-A text encoder whose dot products rank training rows as gradient influence does: larger = training on the row lowered the loss on the
-query more. Distilled from the teacher `{facts["teacher_method"]}` (seed {facts["teacher_seed"]}) of the decoder with fingerprint
-`{facts["decoder_fingerprint"]}` on {facts["rows_trained"]} rows of the pool `{facts["rows_fingerprint"]}`. It speaks of that decoder, and of
-rows like those.
-
-{table}
-
-Validation side, on which the weights were chosen: {validation["queries"]} {asked} ask for {validation["candidates"]} rows. Spearman with the
-teacher's scores; residual: of the double-centred scores, where a query-blind method has 0; aggregated: of the query-averaged scores, which a
-query-blind method can have. Texts must be rendered as `text_format.json` says (`influcoder.render`).
-"""
+    write_text_atomic(folder / CARD_FILE, model_card(folder))

@@ -21,6 +21,7 @@ from influcoder.examples import Example
 from influcoder.index import Index
 from influcoder.index_search import score_blocks
 from influcoder.onnx_encoder import OnnxEncoder
+from influcoder.serving.occlusion import Highlight, Occlusion, occlude
 from influcoder.top_k import Side, TopK
 
 Extremes = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -37,6 +38,11 @@ class Question:
     """rows at an end, at least 1"""
     sides: tuple[Side, ...]
     """which ends"""
+
+    @property
+    def size(self) -> int:
+        """Texts to embed."""
+        return len(self.queries)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +65,18 @@ class Attributor:
     """what a score says of mu; None when the encoder does not know"""
     top: int | None
     """see `aggregation.aggregate`"""
+
+    def work(self, asked: Sequence[Question | Occlusion]) -> list[Answer | list[Highlight]]:
+        """Answer questions and occlusions, those of a kind together, in the order of all.
+
+        Raises:
+            RunError: when a shard cannot be read, or an embedding is not finite.
+        """
+        questions = [each for each in asked if isinstance(each, Question)]
+        occlusions = [each for each in asked if isinstance(each, Occlusion)]
+        answers = iter(self.answer(questions) if questions else [])
+        highlights = iter(occlude(self.encoder, occlusions) if occlusions else [])
+        return [next(answers) if isinstance(each, Question) else next(highlights) for each in asked]
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """Answer questions in their order.

@@ -33,6 +33,8 @@ class Limits:
     """requests that may wait for an answer; further ones are told to come back"""
     batch_queries: int = 64
     """queries that are embedded and searched together"""
+    highlight_spans: int = 32
+    """parts of a row's response, and of the queries' together, that /highlights leaves out one by one; longer texts have larger parts"""
     connections: int = 1024
     """open at a time"""
 
@@ -46,7 +48,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Serve an index over HTTP: POST /attribute, GET /rows/{id}, /health, /metrics, /openapi.json, and the explorer at /."""
+    """Serve an index over HTTP: POST /attribute and /highlights, GET /rows/{id}, /health, /metrics, /openapi.json, and the explorer at /."""
 
     encoder: str
     """encoder folder with `onnx/` that the index was made with"""

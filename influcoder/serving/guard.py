@@ -20,7 +20,7 @@ from influcoder.serving.metrics import Metrics
 from influcoder.serving.problems import Problem
 
 logger = logging.getLogger("influcoder.serving")
-PATHS = ("/", "/attribute", "/health", "/metrics", "/openapi.json")
+PATHS = ("/", "/attribute", "/highlights", "/health", "/metrics", "/openapi.json")
 OPEN_PATHS = ("/", "/health")
 """need no token: a page that holds nothing, and what a load balancer asks"""
 DRAINED = 16

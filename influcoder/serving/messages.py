@@ -9,8 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from influcoder.examples import Example, Turn
 from influcoder.serving.answers import Question
 from influcoder.serving.config import Limits
+from influcoder.serving.occlusion import Occlusion
 from influcoder.serving.problems import Problem
 from influcoder.top_k import Side
+
+NOT_BLANK = r"[^\s\x1c-\x1f\x85]"
+"""a character that is no blank to JavaScript's patterns nor to Python's `strip`"""
 
 
 class Query(BaseModel):
@@ -18,8 +22,15 @@ class Query(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     prompt: str = Field("", description="what the model is asked; empty for plain text")
-    response: str = Field(description="what the model answers; not blank")
-    weight: float = Field(1.0, ge=-1e6, le=1e6, allow_inf_nan=False, description="+1 to look for it, -1 to look away from it; not 0")
+    response: str = Field(description="what the model answers; not blank", json_schema_extra={"pattern": NOT_BLANK})
+    weight: float = Field(
+        1.0,
+        ge=-1e6,
+        le=1e6,
+        allow_inf_nan=False,
+        description="+1 to look for it, -1 to look away from it; not 0",
+        json_schema_extra={"not": {"const": 0}},
+    )
 
     @field_validator("prompt", "response")
     @classmethod
@@ -53,31 +64,56 @@ class AttributionRequest(BaseModel):
     k: int = Field(10, ge=1, description="rows of each side")
     side: Literal["top", "bottom", "both"] = Field("both", description="top: rows that push toward; bottom: rows that push against")
 
+    @field_validator("k", mode="before")
+    @classmethod
+    def _whole_number(cls, value: object) -> object:
+        return int(value) if isinstance(value, float) and value.is_integer() else value  # 10.0 is an integer to JSON Schema
+
     def question(self, limits: Limits) -> Question:
         """Return what is asked.
 
         Raises:
             Problem: 422 when it is more than the limits allow.
         """
-        if len(self.queries) > limits.queries:
-            raise Problem(422, f"queries: {len(self.queries)}; expected at most {limits.queries}; ask again with the others")
-        if self.k > limits.k:
-            raise Problem(422, f"k: {self.k}; expected at most {limits.k}")
-        for number, query in enumerate(self.queries):
-            for name, text in (("prompt", query.prompt), ("response", query.response)):
-                if len(text) > limits.text_chars:
-                    raise Problem(422, f"queries.{number}.{name}: {len(text)} characters; expected at most {limits.text_chars}")
-        examples = tuple(
-            Example(
-                id=str(number),
-                context=(Turn(role="user", content=query.prompt),) if query.prompt else (),
-                response=query.response,
-                weight=query.weight,
-            )
-            for number, query in enumerate(self.queries)
-        )
+        k = self.k if "k" in self.model_fields_set else min(self.k, limits.k)
+        if k > limits.k:
+            raise Problem(422, f"k: {k}; expected at most {limits.k}")
         sides: tuple[Side, ...] = ("top", "bottom") if self.side == "both" else (self.side,)
-        return Question(queries=examples, k=self.k, sides=sides)
+        return Question(queries=_examples(self.queries, limits), k=k, sides=sides)
+
+
+class HighlightRequest(BaseModel):
+    """Which words carry the scores of a row?"""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    row: str = Field(description="id of a row whose text the server has")
+    queries: list[Query] = Field(min_length=1)
+
+    def occlusion(self, row: Example, limits: Limits) -> Occlusion:
+        """Return what is asked of a row.
+
+        Raises:
+            Problem: 422 when it is more than the limits allow.
+        """
+        return Occlusion(row=row, queries=_examples(self.queries, limits), spans=limits.highlight_spans)
+
+
+def _examples(queries: list[Query], limits: Limits) -> tuple[Example, ...]:
+    if len(queries) > limits.queries:
+        raise Problem(422, f"queries: {len(queries)}; expected at most {limits.queries}; ask again with the others")
+    for number, query in enumerate(queries):
+        for name, text in (("prompt", query.prompt), ("response", query.response)):
+            if len(text) > limits.text_chars:
+                raise Problem(422, f"queries.{number}.{name}: {len(text)} characters; expected at most {limits.text_chars}")
+    return tuple(
+        Example(id=str(number), context=user_turn(query.prompt), response=query.response, weight=query.weight)
+        for number, query in enumerate(queries)
+    )
+
+
+def user_turn(prompt: str) -> tuple[Turn, ...]:
+    """Return the context that a prompt is; an empty one is none."""
+    return (Turn(role="user", content=prompt),) if prompt else ()
 
 
 class RowScore(BaseModel):
@@ -108,6 +144,28 @@ class AttributionAnswer(BaseModel):
     rows: int = Field(description="rows that were scored")
     index_version: int
     encoder: str = Field(description="fingerprint of the encoder")
+
+
+class SpanChange(BaseModel):
+    """Some words of a response."""
+
+    text: str = Field(description="with the blanks after them; the spans of a response make up what the encoder read of it")
+    change: float = Field(description="the score less the encoder's score without these words; above 0: they push toward the query")
+
+
+class QueryHighlight(BaseModel):
+    """What carries a query's score for the row."""
+
+    score: float
+    row: list[SpanChange] = Field(description="the row's response")
+    query: list[SpanChange] = Field(description="the query's response")
+
+
+class HighlightAnswer(BaseModel):
+    """The encoder's view, by leaving words out; not the teacher's."""
+
+    row: str
+    highlights: list[QueryHighlight] = Field(description="of each query, in order")
 
 
 class RowText(BaseModel):

@@ -41,7 +41,8 @@ def attribute_arguments(encoder: Path, data: Path) -> list[str]:
 def test_help_lists_every_command_in_one_line_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(monkeypatch, "--help") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if line.startswith("  ")] == ["attribute", "contributions", "export", "serve", "verify"]
+    commands = ["attribute", "contributions", "export", "push", "serve", "verify"]
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == commands
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,8 +60,8 @@ def test_help_of_a_command_shows_its_fields(command: str, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "command: none; expected attribute, contributions, export, serve or verify"),
-        (["encode"], "command: encode; expected attribute, contributions, export, serve or verify"),
+        ([], "command: none; expected attribute, contributions, export, push, serve or verify"),
+        (["encode"], "command: encode; expected attribute, contributions, export, push, serve or verify"),
         (["attribute"], "the following arguments are required"),
         (["attribute", "nowhere.yaml"], "nowhere.yaml: no such config file"),
         (["export", "--encoder", "nowhere", "--sample.paths", "[a.jsonl]"], "nowhere/text_format.json: not a readable text format"),

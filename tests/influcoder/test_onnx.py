@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -171,6 +172,31 @@ def test_batch_mates_padding_and_order_change_nothing(exported_folder: Path) -> 
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(OnnxEncoder(exported_folder).encode(texts[::-1]), alone[::-1], atol=1e-5)
     assert OnnxEncoder(exported_folder).encode([]).shape == (0, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_a_shape_seen_before_takes_no_memory_of_its_own(exported_folder: Path, repository: Path) -> None:
+    code = f"""
+from pathlib import Path
+from influcoder.onnx_encoder import OnnxEncoder
+
+def own_bytes():
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")) << 10
+
+encoder, texts = OnnxEncoder({str(exported_folder)!r}, batch_tokens=8192, threads=1), ["river " * 100] * 170
+found = [own_bytes()]
+for _ in range(4):
+    encoder.encode(texts)
+    found.append(own_bytes())
+print(*found)
+"""
+    # a process of its own: in this one the first call may find memory that others gave back
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository, check=False)
+    assert done.returncode == 0, done.stderr
+    before, once, *later = map(int, done.stdout.split())
+    assert once - before > 10 << 20, "8192 tokens take more than that"
+    assert max(later) - before < 1.15 * (once - before)
 
 
 def test_batches_hold_every_text_once_within_the_budget() -> None:

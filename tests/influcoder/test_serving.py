@@ -122,6 +122,41 @@ def test_a_row_has_a_text_where_the_server_was_given_the_pool(server: Server, gu
     refused(guarded.send("GET", pool_id, headers={"authorization": "Bearer s3cret"}), 404, "given no texts; start it with --rows.paths")
 
 
+def test_words_carry_what_the_score_loses_without_them(server: Server, folder: Path) -> None:
+    encoder, row = OnnxEncoder(folder / "encoder"), server.send("GET", "/rows/row%207%2F%C3%BC%3F%23%25").json
+    queries = [QUERY, {"response": "  music  slowly\nnaïve \U0001f600 "}]
+    answer = server.send("POST", "/highlights", json.dumps({"row": row["id"], "queries": queries}).encode(), JSON)
+    assert answer.status == 200 and answer.json["row"] == row["id"], answer.body
+
+    def vector(prompt: str | None, response: str) -> Any:
+        return encoder.encode([f"Prompt: {prompt}\nResponse: {response}" if prompt else f"Response: {response}"])[0]
+
+    for query, found in zip(queries, answer.json["highlights"], strict=True):
+        asking, asked = vector(query.get("prompt"), query["response"]), vector(row["prompt"], row["response"])
+        assert found["score"] == pytest.approx(asking @ asked, abs=1e-5)
+        sides = (
+            (found["row"], row["response"], row["prompt"], asking, 32),
+            (found["query"], query["response"], query.get("prompt"), asked, 16),
+        )
+        for spans, response, prompt, other, limit in sides:
+            texts = [span["text"] for span in spans]
+            assert "".join(texts) == response and len(texts) == min(limit, len(response.split()))
+            for place, span in enumerate(spans):
+                without = "".join(texts[:place] + texts[place + 1 :])
+                assert span["change"] == pytest.approx(found["score"] - vector(prompt, without) @ other, abs=2e-5)
+    changes = [span["change"] for found in answer.json["highlights"] for span in found["row"]]
+    assert min(changes) < -1e-3 and max(changes) > 1e-3, "both signs are tested"
+
+
+def test_highlights_are_refused_where_there_is_no_text(server: Server, guarded: Server) -> None:
+    body = json.dumps({"row": "nobody", "queries": [QUERY]}).encode()
+    refused(server.send("POST", "/highlights", body, JSON), 404, "row 'nobody': no such row")
+    refused(guarded.send("POST", "/highlights", body, JSON | {"authorization": "Bearer s3cret"}), 404, "given no texts")
+    refused(guarded.send("POST", "/highlights", body, JSON), 401, "no valid token")
+    many = json.dumps({"row": "row 7/ü?#%", "queries": [QUERY] * 17}).encode()
+    refused(server.send("POST", "/highlights", many, JSON), 422, "queries: 17; expected at most 16")
+
+
 @pytest.mark.parametrize(
     ("body", "status", "detail"),
     [
@@ -263,9 +298,9 @@ def test_metrics_count(server: Server) -> None:
 
 def test_openapi_describes_what_is_served(server: Server) -> None:
     found = server.send("GET", "/openapi.json").json
-    assert set(found["paths"]) == {"/attribute", "/rows/{row_id}", "/health", "/metrics"}
+    assert set(found["paths"]) == {"/attribute", "/highlights", "/rows/{row_id}", "/health", "/metrics"}
     answers = found["paths"]["/attribute"]["post"]["responses"]
-    assert set(answers) == {"200", "400", "401", "408", "413", "415", "422", "503"}
+    assert set(answers) == {"200", "400", "408", "413", "415", "421", "422", "503"}
     assert all(list(answer["content"]) == [PROBLEM] for status, answer in answers.items() if status != "200")
     health = server.send("GET", "/health").json
     assert health["rows"] == ROWS and health["texts"] and not health["token"] and health["max_k"] == 100

@@ -7,11 +7,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from tests.browser import CHROMIUM, Page, browser
-from tests.influcoder.serving_process import ROWS, Server, base, make_served, rows_of, served
+from tests.influcoder.serving_process import JSON, ROWS, Server, base, make_served, rows_of, served
 
 for module in ("fastapi", "uvicorn", "prometheus_client"):
     pytest.importorskip(module, reason="the server's packages are not installed; do: pip install 'influcoder[serve]'")
@@ -84,6 +85,54 @@ def test_what_is_shown_is_what_the_server_answers(tab: Page, server: Server) -> 
     assert str(ROWS) in tab.evaluate("document.getElementById('served').textContent")
     assert tab.complaints() == []
     assert all(address.startswith(server.address + "/") for address in tab.requests())
+
+
+def most_carried(server: Server, sign: int) -> tuple[int, dict[str, Any], str]:
+    """Return the place among the rows toward, the highlights and the response of the row that has the strongest words of a sign."""
+    found = []
+    for place, row in enumerate(server.ask(QUERY, k=10).json["queries"][0]["top"]):
+        body = json.dumps({"row": row["id"], "queries": [QUERY]}).encode()
+        highlights = server.send("POST", "/highlights", body, JSON).json["highlights"][0]
+        changes = [span["change"] for span in highlights["row"] + highlights["query"]]
+        found.append((max(sign * change for change in changes) / max(map(abs, changes)), place, highlights, row["id"]))
+    strength, place, highlights, row_id = max(found, key=lambda each: each[0])
+    assert strength > 0.25, "no row to show it on"
+    return place, highlights, server.send("GET", f"/rows/{quote(row_id, safe='')}").json["response"]
+
+
+@pytest.mark.parametrize(("width", "sign"), [(1280, 1), (390, -1)])
+def test_an_open_row_shows_which_words_carry_its_score(tab: Page, server: Server, width: int, sign: int, tmp_path: Path) -> None:
+    place, answer, response = most_carried(server, sign)
+    ask(tab, server, width)
+    details = f"document.querySelectorAll('#top details')[{place}]"
+    tab.evaluate(f"{details}.querySelector('summary').focus()")
+    press(tab, "Enter", 13, text="\r")
+    wait(tab, f"{details}.querySelector('.key').textContent.includes('not the teacher')")
+    shown = tab.evaluate(f"[...{details}.querySelectorAll('blockquote')].slice(-2).map(e => e.textContent)")
+    assert shown == [f"Response{response}", f"What you asked about{QUERY['response']}"]
+    marks = tab.evaluate(
+        f"[...{details}.querySelectorAll('mark')].map(e => "
+        "[e.textContent, e.className, +e.style.getPropertyValue('--strength'), getComputedStyle(e).backgroundColor, "
+        "getComputedStyle(e).textDecorationLine, getComputedStyle(e).textDecorationStyle])"
+    )
+    spans = answer["row"] + answer["query"]
+    largest = max(abs(span["change"]) for span in spans)
+    assert len({mark[3] for mark in marks}) > 3, "the strength is seen"
+    for (text, kind, strength, _, line, style), span in zip(marks, spans, strict=True):
+        assert text == span["text"].rstrip() and kind.startswith("against" if span["change"] < 0 else "toward")
+        assert strength == pytest.approx(abs(span["change"]) / largest, abs=2e-3)
+        if strength > 0.21:
+            assert (line, style) == ("underline", "dashed" if span["change"] < 0 else "solid"), "not by colour alone"
+    strongest = max(answer["row"], key=lambda span: abs(span["change"]))
+    said = tab.evaluate(f"{details}.querySelector('.key').textContent")
+    assert f"{strongest['text'].strip()}\N{RIGHT DOUBLE QUOTATION MARK} {'' if strongest['change'] < 0 else '+'}" in said
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width and tab.complaints() == []
+    before = len(tab.requests())
+    press(tab, "Enter", 13, text="\r")
+    press(tab, "Enter", 13, text="\r")
+    wait(tab, f"{details}.open")
+    assert len(tab.requests()) == before, "it is asked once"
+    tab.screenshot(tmp_path / f"highlights-{width}.png", height=1600)
 
 
 def test_filter_select_export(tab: Page, server: Server, tmp_path: Path) -> None:

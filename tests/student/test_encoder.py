@@ -8,7 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from influcoder.errors import ConfigError
-from student.config import EncoderConfig, FreshEncoder
+from student.config import CausalLMEncoder, EncoderConfig, FreshEncoder
 from student.encoder import load_encoder, save_encoder, tokenize, truncated_share
 from student.module import encode
 
@@ -28,6 +28,15 @@ def test_a_fresh_encoder_survives_saving(tmp_path: Path, head: int | None, width
     assert loaded.max_seq_length == 32
     assert "MISSING" not in "".join(capfd.readouterr())  # every weight is in the folder
     assert {type(module).__name__ for module in loaded} == {"Transformer", "Pooling", "Normalize"} | ({"Dense"} if head else set())
+
+
+def test_only_a_hub_id_is_told_of_what_the_encoder_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    assert EncoderConfig(path="acme/bert").hub_id == "acme/bert"
+    assert EncoderConfig(causal_lm=CausalLMEncoder(path="acme/lm")).hub_id == "acme/lm"
+    for mine in (EncoderConfig(path="models/mine"), EncoderConfig(path=str(tmp_path)), EncoderConfig(fresh=SMALL)):
+        assert mine.hub_id is None
 
 
 def test_the_seed_decides() -> None:

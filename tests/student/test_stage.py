@@ -81,8 +81,17 @@ def test_the_run_holds_what_readers_ask_for(finished: Path, finished_teacher: Pa
     found = {name: validation[name] for name in ("epoch", "queries")}
     found["per_query_spearman"] = validation["methods"]["student"]["per_query_spearman"]
     assert found == pytest.approx(record["validation"], abs=1e-6)
+    row = "| **student** | " + " | ".join(f"{figure:.2f}" for figure in validation["methods"]["student"].values()) + " |"
+    assert row in (finished / "encoder" / "README.md").read_text()
     table = pq.read_table(finished / "split.parquet").to_pydict()
-    expected = {"asks": "rows", "folds": None, "fold": 0, "shuffle_target": False, "rows_trained": table["part"].count("train")}
+    expected = {
+        "asks": "rows",
+        "folds": None,
+        "fold": 0,
+        "shuffle_target": False,
+        "base_model": None,
+        "rows_trained": table["part"].count("train"),
+    }
     for found in (record, fidelity):
         assert {name: found[name] for name in expected} == expected
     assert table["id"] == [row.id for row in load_examples(finished_teacher / "rows.parquet")]
@@ -306,6 +315,7 @@ def test_a_student_of_queries_ranks_unseen_rows_for_unseen_queries(asked_teacher
         assert tables[name]["id"] == [example.id for example in load_examples(asked_teacher / f"{side}.parquet")]
         assert record[f"{side}_trained"] == tables[name]["part"].count("train")
     assert record["asks"] == "queries"
+    assert record["queries_fingerprint"] == open_run(asked_teacher, "teacher")["queries_fingerprint"]
     target = load_target(config)
     figures = {}
     for part in ("validation", "test"):
