@@ -101,6 +101,8 @@ class AttributionConfig:
             raise ConfigError(f"keep_above: {self.keep_above}; expected less than keep_below, {self.keep_below}, or no row is kept")
         if self.rescore is not None and self.rescore.rows < self.top_k:
             raise ConfigError(f"rescore.rows: {self.rescore.rows}; expected at least top_k, {self.top_k}, of which it is the choice")
+        if self.actors is not None and self.engine != "ray":
+            raise ConfigError(f"actors: {self.actors}; expected null with engine {self.engine}, which has none; set engine ray")
 
 
 def attribute(config: AttributionConfig, config_yaml: str | None = None) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def _session(ray: ModuleType) -> Iterator[None]:
         except Exception as error:  # Ray raises plain Exception, too
             raise RunError(
                 f"Ray at {address or 'this machine'}: cannot be reached or started ({error}); expected RAY_ADDRESS to name a cluster that "
-                "runs, or nothing for this machine; see `ray status`"
+                "runs, with RAY_AUTH_MODE=token when it is guarded by one, or neither for this machine; see `ray status`"
             ) from error
         yield
     finally:

@@ -281,3 +281,10 @@ def test_without_ray_its_pip_command_is_said(config: AttributionConfig, tmp_path
     with pytest.raises(MissingExtraError, match=r"`ray` is not installed; do: pip install 'influcoder\[ray\]'"):
         attribute(replace(config, engine="ray"))
     assert not [path for path in tmp_path.iterdir() if "run" in path.name]
+
+
+def test_actors_are_of_ray_alone(config: AttributionConfig) -> None:
+    with pytest.raises(ConfigError, match="actors: 2; expected null with engine local, which has none; set engine ray"):
+        replace(config, actors=2)
+    with pytest.raises(ConfigError, match="actors: 0; expected at least 1"):
+        replace(config, engine="ray", actors=0)

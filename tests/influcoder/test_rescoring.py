@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from influcoder.attribution import AttributionConfig, attribute
+from influcoder.cli import dispatch
 from influcoder.errors import ConfigError, MissingExtraError, RunError
 from influcoder.examples import Example
 from influcoder.influence.teacher_features import TeacherFeatures
@@ -187,6 +188,22 @@ def test_without_torch_it_says_what_to_install(config: AttributionConfig, monkey
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtraError, match=r"`torch` is not installed; do: pip install 'influcoder\[train\]'"):
         attribute(config)
+
+
+def test_the_command_says_what_the_teacher_scored(
+    config: AttributionConfig, teachers: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ["--pool.paths", json.dumps(config.pool.paths), "--queries.paths", json.dumps(config.queries.paths)]
+    second = ["--rescore.teacher", str(teachers[0]), "--rescore.rows", str(SHORT), "--top_k", str(NUM_KEPT)]
+    dispatch(["attribute", "--encoder", config.encoder, *paths, "--output", config.output, *second])
+    found, captured = open_run(Path(config.output), "attribution")["rescore"], capsys.readouterr()
+    line = captured.out.splitlines()[-1]
+    assert line == (
+        f"topk.parquet by {teachers[0]}: {found['short_listed']} rows scored again ({found['computed']} computed, {found['seen']} in its run, "
+        f"{found['unscored']} that it cannot read)"
+    )
+    assert "rescore: at most about 200 rows, " in captured.err and f"rescore: {found['short_listed']} rows; " in captured.err
+    assert f"warning: {config.encoder}: does not say whose ranking it imitates" in captured.err
 
 
 def test_a_short_list_holds_at_least_what_is_kept(config: AttributionConfig) -> None:
