@@ -39,8 +39,9 @@ fix: install ## mend what the linters can mend, and format
 bench-eval: install ## the real run: planted rows in instruction data, an 8M decoder, MiniLM, every floor; 40 minutes
 	@$(OFFLINE) $(BIN)/python -m benchmarks.bench_eval
 
-soak: install ## runs of teacher, student and attribution killed at 20 random moments: every file must come out as if nothing had happened
-	SOAK=20 $(OFFLINE) $(BIN)/python -m pytest tests/teacher/test_kill.py tests/student/test_kill.py tests/influcoder/test_attribution_kill.py tests/influcoder/test_ray_kill.py
+soak: install ## teacher and student killed at 20 random moments, attribution at 50, here and on Ray: every file as if nothing had happened
+	SOAK=20 $(OFFLINE) $(BIN)/python -m pytest tests/teacher/test_kill.py tests/student/test_kill.py
+	SOAK=50 $(OFFLINE) $(BIN)/python -m pytest tests/influcoder/test_attribution_kill.py tests/influcoder/test_ray_kill.py
 
 bench-teachers: install ## every gradient method beside the floors on planted rows; 30 minutes
 	@$(OFFLINE) $(BIN)/python -m benchmarks.bench_teachers

@@ -1,6 +1,6 @@
 """SIGKILL of actors and drivers on a real Ray cluster, then the same command again: every byte is as the local engine makes it.
 
-`SOAK=20 pytest tests/influcoder/test_ray_kill.py` (`make soak`) takes 20 points instead of 4.
+`SOAK=50 pytest tests/influcoder/test_ray_kill.py` (`make soak`) takes 50 points instead of 4.
 """
 
 from __future__ import annotations
