@@ -69,9 +69,9 @@ def create_run(output: Path, stage: str, config_yaml: str, *, resume: bool = Fal
     if output.exists():
         raise RunError(f"{output}: exists already; expected a new place; remove it to redo the {stage} stage, or choose another output")
     partial = partial_folder(output)
-    if partial.exists() and not resume:
+    resumed = resume and (partial / "config.yaml").exists()
+    if partial.exists() and not resumed:  # killed before it had begun, when there is no config
         shutil.rmtree(partial)
-    resumed = partial.exists()
     if resumed:
         _check_same_config(partial, config_yaml)
     else:

@@ -76,6 +76,14 @@ def test_without_resume_unfinished_work_is_dropped(tmp_path: Path) -> None:
         assert not (run.folder / "work.txt").exists()
 
 
+def test_a_run_that_was_killed_before_its_config_was_there_begins_anew(tmp_path: Path) -> None:
+    partial = partial_folder(tmp_path / "teacher")
+    partial.mkdir()
+    (partial / ".config.yaml.writing").write_text("rank")
+    make(tmp_path / "teacher", resume=True)
+    assert sorted(path.name for path in (tmp_path / "teacher").iterdir()) == ["config.yaml", "run.json", "work.txt"]
+
+
 def test_resuming_with_another_config_shows_both(tmp_path: Path) -> None:
     output = tmp_path / "run"
     with pytest.raises(ValueError, match="boom"):
