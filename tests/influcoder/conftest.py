@@ -43,6 +43,8 @@ def save_tokenizer(folder: Path) -> int:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.train_from_iterator(make_texts(50), trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL, show_progress=False))
+    words = sorted(set(tokenizer.get_vocab()) - set(SPECIAL))  # the trainer numbers them anew in every process
+    tokenizer.model = models.WordPiece({word: number for number, word in enumerate([*SPECIAL, *words])}, unk_token="[UNK]")
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=MAX_SEQ_LENGTH, **names)

@@ -31,7 +31,7 @@ from tests.influcoder.killed_attribution import attribute_in_child
 class KillingEncoder(OnnxEncoder):
     """Ends its process at given calls, which are counted over all actors; a driver's does not."""
 
-    def __init__(self, *arguments: Any, kills: Sequence[int], calls: Path, threads: int = 0, **named: Any) -> None:
+    def __init__(self, *arguments: Any, kills: Sequence[int], calls: Path, threads: int | None = None, **named: Any) -> None:
         super().__init__(*arguments, threads=threads, **named)
         self._kills, self._calls = (kills if threads else []), calls
 

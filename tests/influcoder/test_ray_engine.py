@@ -204,7 +204,7 @@ def test_actors_share_the_cpus_and_take_a_gpu_each_on_cuda(config: AttributionCo
     load, threads = OnnxEncoder.__init__, []
 
     def watched(encoder: OnnxEncoder, *arguments: Any, **named: Any) -> None:
-        threads.append(named.get("threads", 0))
+        threads.append(named.get("threads"))
         load(encoder, *arguments, **named)
 
     monkeypatch.setattr(OnnxEncoder, "__init__", watched)
@@ -212,7 +212,7 @@ def test_actors_share_the_cpus_and_take_a_gpu_each_on_cuda(config: AttributionCo
     use(stand_in, monkeypatch)
     attribute(replace(config, engine="ray", actors=3))
     assert stand_in.options[0] == {"num_cpus": 4, "num_gpus": 0, "max_restarts": -1}
-    assert threads == [0, 4, 4, 4]  # the driver's, which embeds the queries, and the actors'
+    assert threads == [None, 4, 4, 4]  # the driver's, which embeds the queries, and the actors'
     monkeypatch.setattr(OnnxEncoder, "provider", "CUDAExecutionProvider")
     stand_in = StandIn(0, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 64.0})
     use(stand_in, monkeypatch)
