@@ -11,7 +11,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast
 
 from influcoder.error_pooling import ErrorPooling
@@ -38,13 +38,14 @@ def make_texts(count: int, seed: int = 0) -> list[str]:
 
 
 def save_tokenizer(folder: Path) -> int:
-    """Train a WordPiece tokenizer, save it as transformers does, and return its vocabulary's size."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    """Save a WordPiece tokenizer of words and letters, as transformers does, and return its vocabulary's size: not trained, which ends otherwise
+    in every process.
+    """
+    letters = sorted(set("".join(WORDS)))
+    vocabulary = [*SPECIAL, *sorted(WORDS), *letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = Tokenizer(models.WordPiece({token: number for number, token in enumerate(dict.fromkeys(vocabulary))}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(make_texts(50), trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL, show_progress=False))
-    words = sorted(set(tokenizer.get_vocab()) - set(SPECIAL))  # the trainer numbers them anew in every process
-    tokenizer.model = models.WordPiece({word: number for number, word in enumerate([*SPECIAL, *words])}, unk_token="[UNK]")
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=MAX_SEQ_LENGTH, **names)
