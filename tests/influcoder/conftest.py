@@ -41,10 +41,12 @@ def save_tokenizer(folder: Path) -> int:
     """Save a WordPiece tokenizer of words and letters, as transformers does, and return its vocabulary's size: not trained, which ends otherwise
     in every process.
     """
-    letters = sorted(set("".join(WORDS)))
-    vocabulary = [*SPECIAL, *sorted(WORDS), *letters, *(f"##{letter}" for letter in letters)]
+    normalizer = normalizers.BertNormalizer()
+    words = sorted({part for word in WORDS for part in normalizer.normalize_str(word).split()})
+    letters = sorted(set("".join(words)))
+    vocabulary = [*SPECIAL, *words, *letters, *(f"##{letter}" for letter in letters)]
     tokenizer = Tokenizer(models.WordPiece({token: number for number, token in enumerate(dict.fromkeys(vocabulary))}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
