@@ -132,7 +132,7 @@ def config(exported_folder: Path, tmp_path: Path) -> AttributionConfig:
         top_k=9,
         shard_rows=12,
         chunk_rows=5,
-        keep_above=0.971,
+        keep_above=0.912,
     )
 
 
