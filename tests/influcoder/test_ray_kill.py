@@ -109,6 +109,7 @@ run_program(lambda arguments: attribution.attribute(config))
     assert records == ["shard-00000.json", "shard-00001.json", "shard-00002.json"]
 
 
+@pytest.mark.skipif("SOAK" not in os.environ, reason="a loaded machine is slower than its limits: part of `make soak`")
 def test_ctrl_c_leaves_no_process_and_the_command_goes_on(
     ray_environment: dict[str, str], exported_folder: Path, tmp_path: Path, repository: Path
 ) -> None:
