@@ -37,4 +37,4 @@ def test_a_short_load(folder: Path) -> None:
 @pytest.mark.slow
 def test_memory_does_not_grow_under_load(folder: Path) -> None:
     figures = measure(folder / "encoder", folder / "index", clients=16, seconds=30)
-    assert figures["failed"] == {} and figures["growth"] < 0.05, figures["anonymous_bytes"]
+    assert figures["failed"] == {} and figures["growth"] < 0.15, figures["anonymous_bytes"]
