@@ -111,11 +111,12 @@ def _add_highlights(app: FastAPI, texts: RowTexts | None, batcher: Worker, limit
     )
     async def highlights(asked: HighlightRequest) -> HighlightAnswer:
         """Say which words carry a row's scores, by leaving them out: the encoder's view, not the teacher's."""
+        queries = asked.examples(limits)
         found = await run_in_threadpool(_find_row, texts, asked.row)
         row = Example(id=found.id, context=user_turn(found.prompt), response=found.response)
-        spans = await _in_time(batcher, asked.occlusion(row, limits), limits.seconds)
-        assert isinstance(spans, list)  # an occlusion's
-        return HighlightAnswer.model_validate({"row": found.id, "highlights": [asdict(each) for each in spans]})
+        highlighted = await _in_time(batcher, Occlusion(row=row, queries=queries, spans=limits.highlight_spans), limits.seconds)
+        assert isinstance(highlighted, list)  # an occlusion's
+        return HighlightAnswer.model_validate({"row": found.id, "highlights": [asdict(each) for each in highlighted]})
 
 
 def _find_row(texts: RowTexts | None, row_id: str) -> RowText:

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from influcoder.examples import Example, Turn
 from influcoder.serving.answers import Question
 from influcoder.serving.config import Limits
-from influcoder.serving.occlusion import Occlusion
 from influcoder.serving.problems import Problem
 from influcoder.top_k import Side
 
@@ -89,13 +88,13 @@ class HighlightRequest(BaseModel):
     row: str = Field(description="id of a row whose text the server has")
     queries: list[Query] = Field(min_length=1)
 
-    def occlusion(self, row: Example, limits: Limits) -> Occlusion:
-        """Return what is asked of a row.
+    def examples(self, limits: Limits) -> tuple[Example, ...]:
+        """Return the queries.
 
         Raises:
-            Problem: 422 when it is more than the limits allow.
+            Problem: 422 when they are more than the limits allow.
         """
-        return Occlusion(row=row, queries=_examples(self.queries, limits), spans=limits.highlight_spans)
+        return _examples(self.queries, limits)
 
 
 def _examples(queries: list[Query], limits: Limits) -> tuple[Example, ...]:
